@@ -1,0 +1,89 @@
+"""What an environment is to the rest of the house: a few frozen values, one protocol, one registry.
+
+Nothing here imports torch or gigpo_mega: environments run in light worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class EnvironmentError(ValueError):
+    """A task, file or option an environment cannot use; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One problem an episode can be started on: the same task always gives the same initial state."""
+
+    id: str  # stable and unique within a run, e.g. the game's folder name
+    kind: str  # reported per kind, e.g. "pick_and_place_simple"
+    source: str  # what the environment loads, e.g. the path of a game file
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the agent sees after reset or a step."""
+
+    text: str
+    admissible: tuple[str, ...] = ()  # commands accepted now; empty where the action space is open
+    instruction: str = ""  # what the episode asks for; set by reset, constant afterwards
+    state: str | None = None  # canonical text of the anchor state; None means `text`
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """The result of one action."""
+
+    observation: Observation
+    reward: float
+    done: bool
+    success: bool
+    valid: bool  # False where the environment did not understand or accept the action
+
+
+class Environment(Protocol):
+    """A text environment; one instance plays one episode at a time and is reused for many."""
+
+    def reset(self, task: Task) -> Observation: ...
+
+    def step(self, action: str) -> Transition: ...
+
+
+class TaskSource(Protocol):
+    """Lists the tasks of a split."""
+
+    def tasks(self, split: str) -> Sequence[Task]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentKind:
+    """A registered environment: how to make one, and how to list its tasks."""
+
+    environment: Callable[..., Environment]
+    tasks: Callable[..., TaskSource]
+
+
+_REGISTRY: dict[str, EnvironmentKind] = {}
+
+
+def register(name: str, kind: EnvironmentKind) -> None:
+    """Make `kind` available under `name`; raises EnvironmentError where the name is taken."""
+    if name in _REGISTRY:
+        raise EnvironmentError(f"environment {name!r} is already registered")
+    _REGISTRY[name] = kind
+
+
+def lookup(name: str) -> EnvironmentKind:
+    """The environment registered under `name`; raises EnvironmentError naming the known ones."""
+    if name not in _REGISTRY:
+        known = ", ".join(sorted(_REGISTRY)) or "none"
+        raise EnvironmentError(f"environment.name: unknown environment {name!r}; known: {known}")
+    return _REGISTRY[name]
+
+
+def make(name: str, **options: Any) -> Environment:
+    """A new environment of the kind registered under `name`."""
+    return lookup(name).environment(**options)

@@ -164,6 +164,8 @@ class ObjectiveConfig:
     """Weight of the k3 KL divergence to the reference policy; 0 needs no reference policy."""
     entropy_coef: float = 0.001
     """Weight of the entropy bonus."""
+    old_logprob: Literal["learner", "engine"] = "learner"
+    """Denominator of the ratio: scored again by the learner before the update, or as the engine sampled it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

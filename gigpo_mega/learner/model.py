@@ -1,0 +1,204 @@
+"""From a Hugging Face configuration to a megatron-core policy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gigpo_mega.cpu import megatron as cpu_megatron
+from gigpo_mega.config import ModelConfig, ParallelConfig
+from gigpo_mega.errors import UserError
+from gigpo_mega.learner.layers import local_block
+from kernels.logprob import linear_logprob
+
+cpu_megatron.install()
+
+from megatron.core.models.gpt import GPTModel  # noqa: E402
+from megatron.core.tensor_parallel import (  # noqa: E402
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
+
+_FAMILIES = {"qwen2": True, "llama": False}  # model_type -> bias on q, k and v
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The numbers that define a dense decoder-only policy (Qwen2 or Llama shape)."""
+
+    family: str
+    vocab: int
+    hidden: int
+    ffn: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope_theta: float
+    norm_epsilon: float
+    max_positions: int
+    tied: bool
+    qkv_bias: bool
+
+    @classmethod
+    def from_hf(cls, directory: Path) -> ModelShape:
+        """Read config.json of a Hugging Face directory; raises UserError where it is missing or unsupported."""
+        path = directory / "config.json"
+        try:
+            hf: dict[str, Any] = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise UserError(f"model.path: {path} does not exist; give a Hugging Face model directory") from None
+        except (ValueError, OSError) as error:
+            raise UserError(f"model.path: cannot read {path}: {error}") from None
+        family = hf.get("model_type", "")
+        if family not in _FAMILIES:
+            raise UserError(f"model.path: {path} has model_type {family!r}; supported: {', '.join(_FAMILIES)}")
+        if hf.get("rope_scaling"):
+            raise UserError(f"model.path: {path} asks for rope_scaling {hf['rope_scaling']}, which is not supported")
+        # transformers 5 moved rope_theta into rope_parameters.
+        theta = hf.get("rope_theta") or (hf.get("rope_parameters") or {}).get("rope_theta", 10000.0)
+        return cls(
+            family=family,
+            vocab=hf["vocab_size"],
+            hidden=hf["hidden_size"],
+            ffn=hf["intermediate_size"],
+            layers=hf["num_hidden_layers"],
+            heads=hf["num_attention_heads"],
+            kv_heads=hf.get("num_key_value_heads") or hf["num_attention_heads"],
+            head_dim=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
+            rope_theta=float(theta),
+            norm_epsilon=hf["rms_norm_eps"],
+            max_positions=hf["max_position_embeddings"],
+            tied=bool(hf.get("tie_word_embeddings", False)),
+            qkv_bias=bool(hf.get("attention_bias", _FAMILIES[family])),
+        )
+
+    def padded_vocab(self, tensor: int) -> int:
+        """Vocabulary rows after padding to a multiple of the tensor-parallel size."""
+        return -(-self.vocab // tensor) * tensor
+
+    def check_tensor(self, tensor: int) -> None:
+        """Raise UserError where a tensor-parallel size does not divide this shape."""
+        for name, size in (("attention heads", self.heads), ("key/value heads", self.kv_heads), ("ffn", self.ffn)):
+            if size % tensor:
+                raise UserError(
+                    f"parallel.tensor {tensor} does not divide the model's {size} {name}; "
+                    f"choose a divisor of {size}"
+                )
+
+
+def transformer_config(shape: ModelShape, model: ModelConfig, parallel: ParallelConfig) -> TransformerConfig:
+    """megatron's configuration of a policy of `shape`; fusions that need CUDA kernels stay off."""
+    dtype = getattr(torch, model.dtype)
+    return TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden,
+        ffn_hidden_size=shape.ffn,
+        num_attention_heads=shape.heads,
+        num_query_groups=shape.kv_heads,
+        kv_channels=shape.head_dim,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_epsilon,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=shape.qkv_bias,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        persist_layer_norm=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        use_cpu_initialization=True,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        tensor_model_parallel_size=parallel.tensor,
+        sequence_parallel=parallel.sequence_parallel,
+        batch_p2p_comm=False,
+        # The loss function returns (sum, tokens): the denominator is the token count of all ranks and micro-batches.
+        calculate_per_token_loss=True,
+    )
+
+
+class PolicyModel(GPTModel):
+    """A GPT whose output is the log-probability and entropy of chosen tokens, never logits of all positions."""
+
+    unpadded_vocab: int
+    temperature: float
+
+    def _postprocess(
+        self, hidden_states: Tensor, labels: Tensor, loss_mask: Tensor, runtime_gather_output: bool | None, **_: Any
+    ) -> Tensor:
+        """hidden [s, b, H] -> [2, n]: log-probability and entropy where loss_mask [b, s] is set, row-major.
+
+        Without labels, the logits [b, s, V] of this rank's vocabulary shard (for comparison with other stacks).
+        """
+        weight = (
+            self.shared_embedding_or_output_weight()
+            if self.share_embeddings_and_output_weights
+            else self.output_layer.weight
+        )
+        tensor_group = self.pg_collection.tp
+        if self.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden_states, group=tensor_group)
+        else:
+            hidden = copy_to_tensor_model_parallel_region(hidden_states, group=tensor_group)
+        hidden = hidden.transpose(0, 1)
+        if labels is None:
+            return F.linear(hidden, weight)
+        logprob, entropy = linear_logprob(
+            hidden[loss_mask],
+            weight,
+            labels[loss_mask],
+            temperature=self.temperature,
+            vocab_start=tensor_group.rank() * weight.shape[0],
+            vocab_size=self.unpadded_vocab,
+            group=tensor_group if tensor_group.size() > 1 else None,
+        )
+        return torch.stack([logprob, entropy])
+
+
+def build_model(
+    shape: ModelShape, model: ModelConfig, parallel: ParallelConfig, temperature: float = 1.0
+) -> PolicyModel:
+    """A policy of `shape`, split as `parallel` says, on this rank's device.
+
+    `temperature` divides the logits of every log-probability, as it did when the engine sampled. Raises UserError
+    where the tensor-parallel size does not divide the shape.
+    """
+    shape.check_tensor(parallel.tensor)
+    config = transformer_config(shape, model, parallel)
+    policy = PolicyModel(
+        config=config,
+        transformer_layer_spec=_block(config, model),
+        vocab_size=shape.padded_vocab(parallel.tensor),
+        max_sequence_length=shape.max_positions,
+        parallel_output=True,
+        share_embeddings_and_output_weights=shape.tied,
+        position_embedding_type="rope",
+        rotary_base=int(shape.rope_theta),
+    )
+    policy.unpadded_vocab = shape.vocab
+    policy.temperature = temperature
+    return policy.to(torch.device("cuda")) if torch.cuda.is_available() else policy
+
+
+def _block(config: TransformerConfig, model: ModelConfig) -> Any:
+    if model.layers == "te" or (model.layers == "auto" and _has_transformer_engine()):
+        from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+
+        return get_gpt_layer_with_transformer_engine_spec()
+    return local_block(config)
+
+
+def _has_transformer_engine() -> bool:
+    from megatron.core.extensions.transformer_engine import HAVE_TE
+
+    return torch.cuda.is_available() and HAVE_TE

@@ -1,0 +1,95 @@
+"""The layout of the learner: which rank does what, and the process groups behind it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from gigpo_mega.config import ParallelConfig
+from gigpo_mega.cpu import megatron as cpu_megatron
+from gigpo_mega.errors import UserError
+
+cpu_megatron.install()
+
+from megatron.core import parallel_state, tensor_parallel  # noqa: E402  (after the CPU patches)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """This process's place in the grid world = data x tensor."""
+
+    rank: int
+    world: int
+    tensor: int
+    tensor_rank: int
+    data: int
+    data_rank: int
+    device: torch.device
+
+    @property
+    def leader(self) -> bool:
+        """True on the one rank that talks to engines, environments and people."""
+        return self.rank == 0
+
+    @property
+    def data_group(self) -> dist.ProcessGroup:
+        return parallel_state.get_data_parallel_group(with_context_parallel=True)
+
+    @property
+    def tensor_group(self) -> dist.ProcessGroup:
+        return parallel_state.get_tensor_model_parallel_group()
+
+
+def world_from_environment() -> tuple[int, int]:
+    """(rank, world size) as torchrun sets them; (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_layout(cfg: ParallelConfig, world: int) -> None:
+    """Raise UserError where `cfg` does not multiply to `world` processes."""
+    if world % cfg.tensor:
+        raise UserError(
+            f"parallel.tensor {cfg.tensor} x data = world size {world} has no whole solution for data: "
+            f"start a multiple of {cfg.tensor} processes or change parallel.tensor"
+        )
+
+
+def initialize(cfg: ParallelConfig, seed: int, timeout: timedelta = timedelta(minutes=30)) -> Layout:
+    """Join the world (torchrun's, or a world of one) and build megatron's process groups.
+
+    Raises UserError where the layout does not fit the world size.
+    """
+    rank, world = world_from_environment()
+    check_layout(cfg, world)
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    if not dist.is_initialized():
+        if world == 1:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(tensor_model_parallel_size=cfg.tensor)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    return Layout(
+        rank=rank,
+        world=world,
+        tensor=cfg.tensor,
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        data=parallel_state.get_data_parallel_world_size(with_context_parallel=True),
+        data_rank=parallel_state.get_data_parallel_rank(with_context_parallel=True),
+        device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
+    )
+
+
+def shutdown() -> None:
+    """Leave megatron's groups and the world."""
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

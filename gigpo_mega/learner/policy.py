@@ -1,0 +1,115 @@
+"""Policy iteration on one table of rows: score, clip, step (Eq. 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gigpo_mega.algorithms.objective import policy_loss
+from gigpo_mega.batching import MicroBatch, pack, updates
+from gigpo_mega.config import Config, ObjectiveConfig
+from gigpo_mega.learner.update import Learner, Loss, Sums, UpdateStats
+from gigpo_mega.types import Advantages, Float32, RowTable
+
+
+def improve(
+    learner: Learner,
+    rows: RowTable,
+    advantages: Advantages,
+    cfg: Config,
+    step: int,
+    on_update: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, float]:
+    """Update the policy on one iteration's rows; returns metrics, the same on every rank.
+
+    Old and reference log-probabilities of all updates are scored before the first. `engine/logprob_gap_*`
+    compares the engine's log-probabilities with the learner's in the first update, where the weights are those
+    the engine sampled with.
+    """
+    layout = learner.layout
+    chosen = np.arange(len(rows), dtype=np.int64)
+    if cfg.batch.skip_zero and cfg.objective.kl_coef == 0 and cfg.objective.entropy_coef == 0:
+        chosen = np.flatnonzero(advantages.total).astype(np.int64)
+    rng = np.random.default_rng([cfg.seed, step])
+    multiple = cfg.parallel.tensor if cfg.parallel.sequence_parallel else 1
+    plan = [
+        pack(rows.steps, piece, cfg.batch.microbatch_tokens,
+             ranks=layout.data, rank=layout.data_rank, multiple=multiple)
+        for piece in updates(chosen, cfg.batch, rng)
+    ]  # fmt: skip
+    engine = [[_behaviour(rows, batch) for batch in batches] for batches in plan]
+    old = engine if cfg.objective.old_logprob == "engine" else [learner.score(batches) for batches in plan]
+    reference = [learner.score(batches, reference=True) for batches in plan] if cfg.objective.kl_coef else None
+    stats: list[UpdateStats] = []
+    for i, batches in enumerate(plan):
+        loss = _Surrogate(
+            cfg.objective, advantages.total, old[i], engine[i] if i == 0 else None, reference and reference[i]
+        )
+        stats.append(learner.update(batches, loss))
+        on_update(i + 1, len(plan))
+    return _summary(stats) | {"update/rows": float(len(chosen))}
+
+
+def _behaviour(rows: RowTable, batch: MicroBatch) -> Float32:
+    return np.concatenate([rows.steps[r].logprobs for r in batch.rows])
+
+
+class _Surrogate:
+    """The `Loss` of one update, holding its per-token columns by micro-batch."""
+
+    def __init__(
+        self,
+        cfg: ObjectiveConfig,
+        advantage: Float32,
+        old: list[Float32],
+        engine: list[Float32] | None,
+        reference: list[Float32] | None,
+    ) -> None:
+        self.cfg, self.advantage, self.old, self.engine, self.reference = cfg, advantage, old, engine, reference
+
+    def __call__(self, index: int, batch: MicroBatch, logprob: Tensor, entropy: Tensor) -> tuple[Tensor, Sums]:
+        def column(values: Float32) -> Tensor:
+            return torch.from_numpy(values).to(logprob.device)
+
+        total, sums = policy_loss(
+            logprob,
+            column(self.old[index]),
+            column(batch.spread(self.advantage)),
+            torch.ones_like(logprob),
+            self.cfg,
+            ref_logprob=column(self.reference[index]) if self.reference else None,
+            entropy=entropy,
+        )
+        if self.engine is not None:
+            gap = (logprob.detach() - column(self.engine[index])).abs()
+            sums = sums | {"engine/logprob_gap_mean": gap.sum(), "engine/logprob_gap_square": gap.square().sum()}
+        return total, sums
+
+
+def clone(index: int, batch: MicroBatch, logprob: Tensor, entropy: Tensor) -> tuple[Tensor, Sums]:
+    """Behaviour cloning's `Loss`: the negative log-likelihood of the demonstrator's tokens."""
+    return -logprob.sum(), {"loss/entropy": entropy.detach().sum()}
+
+
+_CLONE: Loss = clone
+
+
+def _summary(stats: list[UpdateStats]) -> dict[str, float]:
+    """Token-weighted means over the updates; the gap stands on the first update alone."""
+    if not stats:
+        return {}
+    tokens = np.array([s.tokens for s in stats], dtype=np.float64)
+    summary: dict[str, float] = {}
+    for name in stats[0].means:
+        seen = [(s.means[name], t) for s, t in zip(stats, tokens, strict=True) if name in s.means]
+        summary[name] = float(sum(v * t for v, t in seen) / sum(t for _, t in seen))
+    if "engine/logprob_gap_square" in summary:
+        summary["engine/logprob_gap_rms"] = summary.pop("engine/logprob_gap_square") ** 0.5
+    return summary | {
+        "optimizer/grad_norm": float(np.mean([s.grad_norm for s in stats])),
+        "optimizer/lr": stats[-1].lr,
+        "optimizer/updates": float(len(stats)),
+    }

@@ -1,4 +1,4 @@
-"""Everything a run can be told, as frozen dataclasses; `gigpo_mega.options` reads them from YAML and the command line.
+"""Everything a run can be told, as frozen dataclasses; `gigpo_mega.options` reads YAML and flags into them.
 
 Each field's docstring is its `--help` text. Checks that need two fields name both values, and run before any
 process group, engine or GPU is touched.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
-from typing_extensions import Self
 
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
@@ -40,9 +39,9 @@ class EnvironmentConfig:
 
     name: str = "alfworld"
     """Registered environment name."""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
     """Keyword arguments of the environment, e.g. {max_steps: 50, anchor: observation}."""
-    tasks: dict[str, Any] = field(default_factory=dict)
+    tasks: dict[str, Any] = field(default_factory=dict[str, Any])
     """Keyword arguments of its task source, e.g. {data: path, task_types: [...]}."""
     split: str = "train"
     """Split that training tasks are drawn from."""
@@ -55,9 +54,9 @@ class EnvironmentConfig:
     history: int = 2
     """Number of past observation/action pairs shown."""
     projection: Literal["tagged", "plain"] = "tagged"
-    """How an answer becomes an action: `tagged` wants <think> and <action> as in the paper, `plain` takes it all."""
+    """How an answer becomes an action: `tagged` wants <think> and <action> (the paper), `plain` takes it all."""
     invalid: Literal["format", "admissible"] = "format"
-    """What counts as an invalid action: a malformed answer (the paper), or also one the environment refuses."""
+    """What counts as an invalid action: a malformed answer (the paper), or one the environment refuses too."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -115,7 +114,7 @@ class EngineConfig:
     """CPU threads of the server where there is no GPU."""
     bucket_mib: int = 256
     """Size of a weight bucket in a push, in MiB."""
-    arguments: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list[str])
     """Further flags for the server, passed as they are."""
 
 
@@ -165,13 +164,14 @@ class ObjectiveConfig:
     entropy_coef: float = 0.001
     """Weight of the entropy bonus."""
     old_logprob: Literal["learner", "engine"] = "learner"
-    """Denominator of the ratio: scored again by the learner before the update, or as the engine sampled it."""
+    """Denominator of the ratio: scored by the learner before the update, or as the engine sampled it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         _require(0 < self.clip_low < 1, f"objective.clip_low must be in (0, 1), got {self.clip_low}")
         _require(self.clip_high > 0, f"objective.clip_high must be > 0, got {self.clip_high}")
-        _require(self.dual_clip is None or self.dual_clip > 1, f"objective.dual_clip must be > 1, got {self.dual_clip}")
+        _require(self.dual_clip is None or self.dual_clip > 1,
+                 f"objective.dual_clip must be > 1, got {self.dual_clip}")
         _require(self.kl_coef >= 0, f"objective.kl_coef must be >= 0, got {self.kl_coef}")
         return self
 

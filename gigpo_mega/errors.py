@@ -21,8 +21,8 @@ class ConfigError(UserError):
 def run_main(main: Callable[[], int | None]) -> NoReturn:
     """Run a command and exit with its status.
 
-    UserError and EnvironmentError become one line on stderr and status 2, Ctrl-C becomes status 130; any other
-    exception is a bug and keeps its traceback.
+    UserError and EnvironmentError become one line on stderr and status 2, Ctrl-C becomes status 130; any
+    other exception is a bug and keeps its traceback.
     """
     try:
         status = main() or 0

@@ -54,9 +54,9 @@ class EnvironmentConfig:
     history: int = 2
     """Number of past observation/action pairs shown."""
     projection: Literal["tagged", "plain"] = "tagged"
-    """How an answer becomes an action: `tagged` wants <think> and <action> (the paper), `plain` takes it all."""
+    """How an answer becomes an action: `tagged` wants <think> and <action> (paper), `plain` takes it all."""
     invalid: Literal["format", "admissible"] = "format"
-    """What counts as an invalid action: a malformed answer (the paper), or one the environment refuses too."""
+    """What counts as an invalid action: a malformed answer (paper), or one the environment refuses too."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -276,7 +276,14 @@ class EvaluationConfig:
     every: int = 0
     """Iterations between evaluations; 0: only before the first and after the last."""
     temperature: float = 0.4
-    """Sampling temperature."""
+    """Sampling temperature; 0 is greedy."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(self.episodes >= 1, f"evaluation.episodes must be >= 1, got {self.episodes}")
+        _require(self.every >= 0, f"evaluation.every must be >= 0, got {self.every}")
+        _require(self.temperature >= 0, f"evaluation.temperature must be >= 0, got {self.temperature}")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)

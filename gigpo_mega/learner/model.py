@@ -146,15 +146,18 @@ class PolicyModel(GPTModel):
             else self.output_layer.weight
         )
         tensor_group = self.pg_collection.tp
+        hidden = hidden_states
         if self.config.sequence_parallel:
-            hidden = gather_from_sequence_parallel_region(hidden_states, group=tensor_group)
-        else:
-            hidden = copy_to_tensor_model_parallel_region(hidden_states, group=tensor_group)
+            hidden = gather_from_sequence_parallel_region(hidden, group=tensor_group)
         hidden = hidden.transpose(0, 1)
         if labels is None:
             return F.linear(hidden, weight)
+        chosen = hidden[loss_mask]
+        if not self.config.sequence_parallel:
+            # After the selection: megatron's all-reduce of the gradient is lost on a non-contiguous tensor.
+            chosen = copy_to_tensor_model_parallel_region(chosen, group=tensor_group)
         logprob, entropy = linear_logprob(
-            hidden[loss_mask],
+            chosen,
             weight,
             labels[loss_mask],
             temperature=self.temperature,

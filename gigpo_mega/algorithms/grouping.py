@@ -1,0 +1,97 @@
+"""Anchor states -> step-level groups (Eq. 6): deterministic, exact or by text similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+
+from gigpo_mega.types import Int64, UInt64
+
+_Cluster = tuple[SequenceMatcher[str], int]  # its first member, prepared for comparison, and its id
+
+
+@lru_cache(maxsize=4096)
+def _key(salt: str) -> bytes:
+    return blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=32).digest()
+
+
+def anchor_key(state: str, salt: str) -> bytes:
+    """The 16-byte key of an anchor state, scoped by `salt`, the id of its task group.
+
+    Keyed BLAKE2b-128 of the exact text: nothing is stripped, folded or normalised. A cryptographic hash,
+    because the text comes from the environment and may be adversarial. Raises TypeError for a state that is
+    not text, so that 1, True and 1.0 can't meet in one group by Python's equality.
+    """
+    if not isinstance(state, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
+        raise TypeError(f"anchor state must be text, got {type(state).__name__}: encode it canonically")
+    return blake2b(state.encode("utf-8", "surrogatepass"), digest_size=16, key=_key(salt)).digest()
+
+
+def step_groups(group: Int64, anchor: UInt64) -> Int64:
+    """Number the distinct pairs (`group`, `anchor`) in order of first appearance.
+
+    `group` [N] is the task group of a row, `anchor` [N, 2] its 128-bit key. Returns ids [N] from 0. The whole
+    key decides, never a hash bucket, and the sort is stable: the same rows always give the same ids.
+    """
+    columns = (np.ascontiguousarray(anchor[:, 1]), np.ascontiguousarray(anchor[:, 0]), group)
+    order = np.lexsort(columns)
+    starts = np.zeros(len(order), dtype=np.bool_)
+    starts[:1] = True
+    for column in columns:
+        ranked = column[order]
+        starts[1:] |= ranked[1:] != ranked[:-1]
+    first = order[starts]  # the earliest row of each group, because the sort is stable
+    appears = np.zeros(len(order), dtype=np.int64)
+    appears[first] = 1
+    number = np.cumsum(appears) - 1
+    ids = np.empty(len(order), dtype=np.int64)
+    ids[order] = number[first][np.cumsum(starts) - 1]
+    return ids
+
+
+def similar_groups(texts: Sequence[str], group: Int64, threshold: float) -> Int64:
+    """Cluster rows of one task group whose texts are similar, ids [N] in order of first appearance.
+
+    A row joins the first cluster, in order of creation, whose FIRST member `rep` satisfies
+    `SequenceMatcher(None, text, rep).ratio() >= threshold`, difflib's autojunk included (verl-agent's
+    `build_step_group`); otherwise it founds one. The result depends on the order of the rows.
+    """
+    ids = np.empty(len(texts), dtype=np.int64)
+    clusters: dict[int, list[_Cluster]] = {}
+    known: dict[tuple[int, str], int] = {}  # equal texts walk the same clusters, so they end in the same one
+    count = 0
+    for row, (task, text) in enumerate(zip(group.tolist(), texts, strict=True)):
+        if (task, text) not in known:
+            of_task = clusters.setdefault(task, [])
+            found = _first_similar(of_task, text, threshold)
+            if found is None:
+                of_task.append((SequenceMatcher(None, "", text), count))
+                found, count = count, count + 1
+            known[task, text] = found
+        ids[row] = known[task, text]
+    return ids
+
+
+def _first_similar(clusters: list[_Cluster], text: str, threshold: float) -> int | None:
+    for matcher, cluster in clusters:
+        matcher.set_seq1(text)
+        # Both are upper bounds of ratio(), so they only save time.
+        if matcher.real_quick_ratio() < threshold or matcher.quick_ratio() < threshold:
+            continue
+        if matcher.ratio() >= threshold:
+            return cluster
+    return None
+
+
+def verify(groups: Int64, states: Sequence[str]) -> Int64:
+    """Make hashed `groups` [N] exact: a group whose rows' `states` differ is split by state.
+
+    Returns ids in order of first appearance, equal to those of `step_groups` unless two states share a key.
+    """
+    ids: dict[tuple[int, str], int] = {}
+    split = [ids.setdefault(pair, len(ids)) for pair in zip(groups.tolist(), states, strict=True)]
+    return np.array(split, dtype=np.int64)

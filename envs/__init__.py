@@ -1,0 +1,1 @@
+"""Text environments; they import neither torch nor gigpo_mega."""

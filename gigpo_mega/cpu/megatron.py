@@ -110,7 +110,9 @@ def install() -> None:
     _installed = True
     cuda: Any = torch.cuda
     cuda.current_device = lambda: _CPU
-    cuda.synchronize = cuda.set_device = lambda *_, **__: None
+    # One function each: torch._dynamo refuses names of different kinds that are the same object.
+    cuda.synchronize = lambda *_, **__: None
+    cuda.set_device = lambda *_, **__: None
     cuda.empty_cache = lambda: None
     cuda.Stream, cuda.Event = _Stream, _Event
     cuda.current_stream = cuda.default_stream = lambda *_, **__: _Stream()

@@ -135,6 +135,7 @@ def _optimizer_config(cfg: Config) -> MegatronOptimizerConfig:
     return MegatronOptimizerConfig(
         optimizer="adam",
         lr=o.lr,
+        min_lr=o.min_lr,
         weight_decay=o.weight_decay,
         adam_beta1=o.beta1,
         adam_beta2=o.beta2,

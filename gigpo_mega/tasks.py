@@ -1,0 +1,36 @@
+"""Which tasks an iteration trains on: a pure function of the seed and the iteration, so resuming needs no cursor file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from envs.base import Task
+from gigpo_mega.errors import UserError
+
+
+class TaskStream:
+    """Draws from `tasks` in shuffled passes: every task once before any comes again."""
+
+    def __init__(self, tasks: Sequence[Task], seed: int) -> None:
+        if not tasks:
+            raise UserError("environment.tasks: the training split has no tasks; check its path and filters")
+        self._tasks, self._seed = tuple(tasks), seed
+
+    def draw(self, step: int, count: int) -> tuple[Task, ...]:
+        """The `count` tasks of iteration `step`."""
+        places = range(step * count, (step + 1) * count)
+        return tuple(self._tasks[self._order(p // len(self._tasks))[p % len(self._tasks)]] for p in places)
+
+    def _order(self, epoch: int) -> list[int]:
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self._tasks)).tolist()
+
+
+def panel(tasks: Sequence[Task], count: int) -> tuple[Task, ...]:
+    """A fixed panel of `count` tasks spread evenly over `tasks`, repeating where there are fewer."""
+    if not tasks:
+        raise UserError("evaluation.split: the split has no tasks; check environment.tasks")
+    if count <= len(tasks):
+        return tuple(tasks[i * len(tasks) // count] for i in range(count))
+    return tuple(tasks[i % len(tasks)] for i in range(count))

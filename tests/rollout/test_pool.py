@@ -1,0 +1,129 @@
+"""The environment pool: many environments in few processes, and what happens when one of them breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from envs.base import EnvironmentError, Task, Transition
+from gigpo_mega.errors import UserError
+from gigpo_mega.rollout.pool import EnvironmentPool, PoolError
+
+NAME = "fake_environment:KIND"
+
+
+def task(goal: int | str) -> Task:
+    return Task(f"count-{goal}", "count", str(goal))
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
+@pytest.fixture
+def pool() -> Iterator[EnvironmentPool]:
+    pool = EnvironmentPool(NAME, {}, workers=2)
+    yield pool
+    pool.close()
+
+
+async def play(pool: EnvironmentPool, slot: int, goal: int) -> list[Transition]:
+    await pool.reset(slot, task(goal))
+    return [await pool.step(slot, "up") for _ in range(goal)]
+
+
+def test_slots_are_independent(pool: EnvironmentPool) -> None:
+    async def run() -> list[list[Transition]]:
+        async with pool:
+            return await asyncio.gather(*(play(pool, slot, slot + 1) for slot in range(16)))
+
+    for _ in range(2):  # a pool outlives the event loop it was used in
+        episodes = asyncio.run(run())
+        assert [len(episode) for episode in episodes] == list(range(1, 17))
+        assert [episode[-1].reward for episode in episodes] == [10.0] * 16
+        assert [episode[-1].observation.text for episode in episodes] == [f"count {n}" for n in range(1, 17)]
+        assert not any(step.done for episode in episodes for step in episode[:-1])
+
+
+def test_environments_of_one_worker_share_messages(pool: EnvironmentPool) -> None:
+    async def run() -> float:
+        async with pool:
+            await asyncio.gather(*(pool.reset(slot, task(10**6)) for slot in range(64)))
+            start = time.perf_counter()
+            for _ in range(20):
+                await asyncio.gather(*(pool.step(slot, "up") for slot in range(64)))
+            return (time.perf_counter() - start) / (20 * 64)
+
+    assert asyncio.run(run()) < 1e-3
+
+
+def test_an_unusable_task_is_the_environments_own_error(pool: EnvironmentPool) -> None:
+    async def run() -> None:
+        async with pool:
+            with pytest.raises(EnvironmentError, match="no such game: count-missing"):
+                await pool.reset(0, task("missing"))
+            assert (await play(pool, 0, 2))[-1].success
+
+    asyncio.run(run())
+
+
+def test_a_bug_in_an_environment_keeps_its_traceback(pool: EnvironmentPool) -> None:
+    async def run() -> None:
+        async with pool:
+            await pool.reset(0, task(3))
+            with pytest.raises(PoolError, match=r"ZeroDivisionError[\s\S]*fake_environment.py"):
+                await pool.step(0, "raise")
+
+    asyncio.run(run())
+
+
+def test_a_dead_worker_fails_its_callers_and_is_replaced(pool: EnvironmentPool) -> None:
+    async def crash() -> None:
+        async with pool:
+            await pool.reset(0, task(3))
+            with pytest.raises(UserError, match=r"environment worker \d+ died with status 3"):
+                await pool.step(0, "crash")
+            with pytest.raises(UserError, match="died with status 3"):
+                await pool.reset(0, task(3))
+            assert (await play(pool, 1, 1))[-1].success  # the other worker lives
+
+    async def again() -> None:
+        async with pool:
+            assert (await play(pool, 0, 2))[-1].success
+
+    asyncio.run(crash())
+    asyncio.run(again())
+
+
+def test_a_cancelled_call_leaves_no_late_answer(pool: EnvironmentPool) -> None:
+    slow = EnvironmentPool(NAME, {"delay": 0.5}, workers=1)
+
+    async def cancel() -> None:
+        async with slow:
+            await slow.reset(0, task(2))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(slow.step(0, "up"), timeout=0.05)
+
+    async def again() -> Transition:
+        async with slow:
+            await slow.reset(0, task(1))
+            return await slow.step(0, "up")
+
+    asyncio.run(cancel())
+    assert asyncio.run(again()).success
+    slow.close()
+
+
+def test_close_leaves_no_process_behind() -> None:
+    before = set(psutil.Process().children(recursive=True))
+    pool = EnvironmentPool(NAME, {}, workers=2)
+    assert len(set(psutil.Process().children(recursive=True)) - before) == 2
+    pool.close()
+    pool.close()
+    assert set(psutil.Process().children(recursive=True)) <= before

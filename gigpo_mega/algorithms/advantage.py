@@ -1,8 +1,8 @@
 """Advantage estimators over the columns of a row table (GiGPO, arXiv 2505.10978; GRPO; RLOO).
 
-Everything is float64 until the last cast. A group's statistics are accumulated over its members in ascending
-order of value, so they depend on nothing but the group itself: rows may come in any order, and tasks may be
-sharded over any number of ranks, without changing a bit.
+Computed in float64, but for what `preset: reference` rounds as the official implementation does. A group's
+statistics are accumulated over its members in ascending order of value, so they depend on nothing but the
+group: rows may come in any order, tasks may be sharded over any number of ranks, and not a bit changes.
 
 Shape letters: N rows, M members that enter a statistic, S groups.
 """
@@ -44,18 +44,18 @@ def estimate(rows: RowTable, cfg: AdvantageConfig) -> Advantages:
     not 0, 1, 2, ... exactly once: rows are copied or padded after this, with weight 0.
     """
     _check_rewards(rows)
-    order = _time_order(rows.trajectory, rows.step)
-    episodes = _episodes(rows, order, cfg)
+    episodes = episode_scores(rows, cfg)
     if cfg.estimator == "gigpo":
-        return gigpo(episodes, _step_returns(rows, cfg), anchor_groups(rows, cfg), cfg)
-    return (grpo if cfg.estimator == "grpo" else rloo)(episodes, cfg)
+        return gigpo(episodes, step_returns(rows, cfg), anchor_groups(rows, cfg), cfg)
+    if cfg.estimator == "grpo":
+        return grpo(episodes, cfg)
+    return rloo(episodes, cfg)
 
 
 def gigpo(episodes: Episodes, returns: Float64, step_group: Int64, cfg: AdvantageConfig) -> Advantages:
     """`A = A_E + omega A_S` (Eq. 8): the episode level of GRPO, the step level over anchor groups (Eq. 7)."""
     episode = _normalize(episodes.score, episodes.group, _episode_moments(episodes, cfg), cfg)
-    stats = moments(returns, step_group, int(step_group.max(initial=-1)) + 1)
-    step = _normalize(returns, step_group, stats, cfg)
+    step = _normalize(returns, step_group, _moments(returns, step_group, cfg), cfg)
     return _advantages(episode + cfg.omega * step, episode, step, step_group)
 
 
@@ -112,6 +112,37 @@ def discounted_returns(reward: Float64, trajectory: Int64, step: Int64, gamma: f
     return result
 
 
+def episode_scores(rows: RowTable, cfg: AdvantageConfig) -> Episodes:
+    """The episode level of `rows`: every trajectory counts once, or under `preset: reference` every row.
+
+    An invalid action's penalty is part of its step's reward; under `preset: reference` it touches the score
+    of that row alone. Raises ValueError as `discounted_returns` does.
+    """
+    reference = cfg.preset == "reference"
+    penalty = _penalty(rows, cfg)
+    order = _time_order(rows.trajectory, rows.step)
+    reward = (rows.reward if reference else rows.reward - penalty)[order]
+    index = np.cumsum(rows.step[order] == 0) - 1
+    score = np.empty(len(rows))
+    score[order] = np.bincount(index, reward)[index]
+    _, group = np.unique(rows.group, return_inverse=True)
+    if reference:
+        return Episodes(_single(score - penalty), group, np.ones(len(rows), dtype=np.bool_))
+    return Episodes(score, group, rows.step == 0)
+
+
+def step_returns(rows: RowTable, cfg: AdvantageConfig) -> Float64:
+    """The discounted return of every row [N], an invalid action's penalty taken from its step's reward.
+
+    Under `preset: reference` the penalty is taken after discounting, so that earlier steps don't feel it.
+    """
+    penalty = _penalty(rows, cfg)
+    if cfg.preset == "reference":
+        raw = discounted_returns(rows.reward, rows.trajectory, rows.step, cfg.gamma)
+        return _single(raw - penalty)
+    return discounted_returns(rows.reward - penalty, rows.trajectory, rows.step, cfg.gamma)
+
+
 def anchor_groups(rows: RowTable, cfg: AdvantageConfig) -> Int64:
     """The step-level group of every row [N] (Eq. 6): equal anchor keys, or similar observation texts."""
     if cfg.similarity is None:
@@ -157,32 +188,20 @@ def _penalty(rows: RowTable, cfg: AdvantageConfig) -> Float64:
     return np.where(rows.valid, 0.0, cfg.invalid_penalty)
 
 
-def _episodes(rows: RowTable, order: Int64, cfg: AdvantageConfig) -> Episodes:
-    """The paper's penalty is part of a step's reward; verl-agent's touches the score of that row alone."""
-    penalty = _penalty(rows, cfg)
-    reference = cfg.preset == "reference"
-    reward = rows.reward if reference else rows.reward - penalty
-    starts = rows.step[order] == 0
-    index = np.cumsum(starts) - 1
-    score = np.empty(len(rows))
-    score[order] = np.bincount(index, reward[order])[index]
-    _, group = np.unique(rows.group, return_inverse=True)
-    if reference:
-        return Episodes(score - penalty, group, np.ones(len(rows), dtype=np.bool_))
-    return Episodes(score, group, rows.step == 0)
+def _moments(values: Float64, segment: Int64, cfg: AdvantageConfig) -> Moments:
+    stats = moments(values, segment, int(segment.max(initial=-1)) + 1)
+    if cfg.preset == "paper":
+        return stats
+    return Moments(_single(stats.mean), _single(stats.std), stats.count)
 
 
-def _step_returns(rows: RowTable, cfg: AdvantageConfig) -> Float64:
-    """verl-agent subtracts the penalty after discounting, so earlier steps don't feel it."""
-    penalty = _penalty(rows, cfg)
-    if cfg.preset == "reference":
-        return discounted_returns(rows.reward, rows.trajectory, rows.step, cfg.gamma) - penalty
-    return discounted_returns(rows.reward - penalty, rows.trajectory, rows.step, cfg.gamma)
+def _single(values: Float64) -> Float64:
+    """verl-agent computes in float32, and dividing by a small deviation makes that visible."""
+    return values.astype(np.float32).astype(np.float64)
 
 
 def _episode_moments(episodes: Episodes, cfg: AdvantageConfig) -> Moments:
-    segments = int(episodes.group.max(initial=-1)) + 1
-    stats = moments(episodes.score[episodes.member], episodes.group[episodes.member], segments)
+    stats = _moments(episodes.score[episodes.member], episodes.group[episodes.member], cfg)
     if cfg.preset == "paper":
         return stats
     lone = stats.count == 1  # verl-agent keeps the raw score of a lone row

@@ -5,8 +5,8 @@ Nothing here imports torch or gigpo_mega: environments run in light worker proce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -52,6 +52,14 @@ class Environment(Protocol):
     def step(self, action: str) -> Transition: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """An episode of a demonstrator: what it saw and what it did, step by step."""
+
+    turns: tuple[tuple[Observation, str], ...]
+    success: bool
+
+
 class TaskSource(Protocol):
     """Lists the tasks of a split."""
 
@@ -64,6 +72,8 @@ class EnvironmentKind:
 
     environment: Callable[..., Environment]
     tasks: Callable[..., TaskSource]
+    demonstrate: Callable[..., Demonstration] | None = None  # (task, *, seed, detour, max_steps), where there is an expert
+    columns: Mapping[str, str] = field(default_factory=dict)  # Task.kind -> its column in the paper's tables
 
 
 _REGISTRY: dict[str, EnvironmentKind] = {}

@@ -52,6 +52,10 @@ class Journal:
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"output: cannot read {path}: {error}; delete it to sample the iteration again") from None
 
+    def drop(self, step: int) -> None:
+        """Forget the groups of iteration `step`, which are to be sampled again."""
+        self._path(step).unlink(missing_ok=True)
+
     def forget(self, before: int) -> None:
         """Drop the groups of iterations before `before`, which a checkpoint has made superfluous."""
         for path in self._folder.glob("[0-9]*.npz"):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from envs.base import Task
+from envs.base import Task, lookup
+from gigpo_mega.config import Config
 from gigpo_mega.errors import UserError
 
 
@@ -14,8 +15,6 @@ class TaskStream:
     """Draws from `tasks` in shuffled passes: every task once before any comes again."""
 
     def __init__(self, tasks: Sequence[Task], seed: int) -> None:
-        if not tasks:
-            raise UserError("environment.tasks: the training split has no tasks; check its path and filters")
         self._tasks, self._seed = tuple(tasks), seed
 
     def draw(self, step: int, count: int) -> tuple[Task, ...]:
@@ -34,3 +33,12 @@ def panel(tasks: Sequence[Task], count: int) -> tuple[Task, ...]:
     if count <= len(tasks):
         return tuple(tasks[i * len(tasks) // count] for i in range(count))
     return tuple(tasks[i % len(tasks)] for i in range(count))
+
+
+def load_tasks(cfg: Config) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+    """All training tasks, and the fixed held-out panel; raises EnvironmentError or UserError where there are none."""
+    source = lookup(cfg.environment.name).tasks(**cfg.environment.tasks)
+    training = tuple(source.tasks(cfg.environment.split))
+    if not training:
+        raise UserError(f"environment.split {cfg.environment.split}: no tasks there; check environment.tasks")
+    return training, panel(source.tasks(cfg.evaluation.split), cfg.evaluation.episodes)

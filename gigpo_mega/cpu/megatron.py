@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -108,6 +109,7 @@ def install() -> None:
     if not needed() or _installed:
         return
     _installed = True
+    warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex)")  # their absence is expected here
     cuda: Any = torch.cuda
     cuda.current_device = lambda: _CPU
     # One function each: torch._dynamo refuses names of different kinds that are the same object.

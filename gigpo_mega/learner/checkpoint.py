@@ -38,18 +38,25 @@ class Checkpoints:
 
     def newest(self) -> int | None:
         """The iteration of the newest complete checkpoint, or None."""
-        done = sorted(int(p.parent.name.split("_")[1]) for p in self._folder.glob(f"iteration_*[0-9]/{_STATE}"))
-        return done[-1] if done else None
+        return max(self._complete(), default=None)
 
-    def save(self, learner: Learner, iteration: int) -> None:
+    def oldest(self) -> int | None:
+        """The iteration of the oldest complete checkpoint, or None."""
+        return min(self._complete(), default=None)
+
+    def _complete(self) -> list[int]:
+        return [int(p.parent.name.split("_")[1]) for p in self._folder.glob(f"iteration_*[0-9]/{_STATE}")]
+
+    def save(self, learner: Learner) -> None:
         """Write everything, then rename; older checkpoints beyond `keep` go afterwards.
 
         Raises UserError where it cannot be written; the last good checkpoint stays as it was.
         """
+        iteration = learner.iteration
         final = self._path(iteration)
         partial = final.with_name(final.name + ".partial")
         _together(learner, f"cannot prepare {partial}", lambda: _fresh(partial, _size(learner)), leader=True)
-        _together(learner, f"cannot write {partial}", lambda: _write(learner, partial, iteration))
+        _together(learner, f"cannot write {partial}", lambda: _write(learner, partial))
         _together(learner, f"cannot publish {final}", lambda: self._publish(partial, final), leader=True)
 
     def load(self, learner: Learner, iteration: int) -> None:
@@ -65,6 +72,7 @@ class Checkpoints:
             )
         try:
             _read(learner, path, state)
+            learner.iteration = iteration
         except Exception as error:
             raise UserError(f"output: cannot read {path}: {error}; delete it to resume from an older one") from error
 
@@ -94,12 +102,12 @@ def _size(learner: Learner) -> int:
     return sum(p.numel() * (p.element_size() + 12) for p in learner.policy.parameters()) * learner.layout.tensor
 
 
-def _write(learner: Learner, partial: Path, iteration: int) -> None:
+def _write(learner: Learner, partial: Path) -> None:
     _save_sharded(learner, partial / "learner")
     if learner.layout.leader:
         torch.save(_rng_state(), partial / "rng.pt")
         state = {
-            "iteration": iteration,
+            "iteration": learner.iteration,
             "shape": asdict(learner.shape),
             "scheduler": learner.scheduler.state_dict(),
             "optimizer_steps": float(_step_count(learner)),

@@ -10,9 +10,24 @@ from torch import Tensor
 
 from gigpo_mega.algorithms.objective import policy_loss
 from gigpo_mega.batching import MicroBatch, pack, updates
-from gigpo_mega.config import Config, ObjectiveConfig
-from gigpo_mega.learner.update import Learner, Loss, Sums, UpdateStats
+from gigpo_mega.config import Config
+from gigpo_mega.errors import UserError
+from gigpo_mega.learner.update import Learner, Sums, UpdateStats
 from gigpo_mega.types import Advantages, Float32, RowTable
+
+
+_METRICS = {
+    "policy_loss": "loss/policy",
+    "reference_kl": "loss/kl",
+    "entropy": "loss/entropy",
+    "approx_kl": "loss/approx_kl",
+    "clip_fraction": "loss/clip_fraction",
+    "dual_clip_fraction": "loss/dual_clip_fraction",
+}
+
+
+class LogprobMismatch(UserError):
+    """The engine sampled with other weights than the learner holds; the policy was not touched."""
 
 
 def improve(
@@ -27,7 +42,8 @@ def improve(
 
     Old and reference log-probabilities of all updates are scored before the first. `engine/logprob_gap_*`
     compares the engine's log-probabilities with the learner's in the first update, where the weights are those
-    the engine sampled with.
+    the engine sampled with. Raises LogprobMismatch, before anything is updated, where a micro-batch's mean gap
+    exceeds `engine.max_logprob_gap`.
     """
     layout = learner.layout
     chosen = np.arange(len(rows), dtype=np.int64)
@@ -45,9 +61,7 @@ def improve(
     reference = [learner.score(batches, reference=True) for batches in plan] if cfg.objective.kl_coef else None
     stats: list[UpdateStats] = []
     for i, batches in enumerate(plan):
-        loss = _Surrogate(
-            cfg.objective, advantages.total, old[i], engine[i] if i == 0 else None, reference and reference[i]
-        )
+        loss = _Surrogate(cfg, advantages.total, old[i], engine[i] if i == 0 else None, reference and reference[i])
         stats.append(learner.update(batches, loss))
         on_update(i + 1, len(plan))
     return _summary(stats) | {"update/rows": float(len(chosen))}
@@ -62,7 +76,7 @@ class _Surrogate:
 
     def __init__(
         self,
-        cfg: ObjectiveConfig,
+        cfg: Config,
         advantage: Float32,
         old: list[Float32],
         engine: list[Float32] | None,
@@ -79,22 +93,29 @@ class _Surrogate:
             column(self.old[index]),
             column(batch.spread(self.advantage)),
             torch.ones_like(logprob),
-            self.cfg,
+            self.cfg.objective,
             ref_logprob=column(self.reference[index]) if self.reference else None,
             entropy=entropy,
         )
+        sums = {_METRICS[name]: value for name, value in sums.items()}
         if self.engine is not None:
             gap = (logprob.detach() - column(self.engine[index])).abs()
-            sums = sums | {"engine/logprob_gap_mean": gap.sum(), "engine/logprob_gap_square": gap.square().sum()}
+            self._check(float(gap.mean()))
+            sums |= {"engine/logprob_gap_mean": gap.sum(), "engine/logprob_gap_square": gap.square().sum()}
         return total, sums
+
+    def _check(self, gap: float) -> None:
+        limit = self.cfg.engine.max_logprob_gap
+        if not gap <= limit:
+            raise LogprobMismatch(
+                f"the engine's log-probs are {gap:.2g} from the learner's, more than engine.max_logprob_gap {limit}: "
+                "its weights are not the learner's; restart with --resume to push them anew"
+            )
 
 
 def clone(index: int, batch: MicroBatch, logprob: Tensor, entropy: Tensor) -> tuple[Tensor, Sums]:
     """Behaviour cloning's `Loss`: the negative log-likelihood of the demonstrator's tokens."""
     return -logprob.sum(), {"loss/entropy": entropy.detach().sum()}
-
-
-_CLONE: Loss = clone
 
 
 def _summary(stats: list[UpdateStats]) -> dict[str, float]:

@@ -47,7 +47,7 @@ class Learner:
     """A policy under training; every rank of the layout holds one and calls its methods together."""
 
     def __init__(self, cfg: Config, shape: ModelShape, layout: Layout) -> None:
-        self.shape, self.layout = shape, layout
+        self._cfg, self.shape, self.layout = cfg, shape, layout
         self.policy = build_model(shape, cfg.model, cfg.parallel, cfg.rollout.temperature)
         self._model = DistributedDataParallel(
             self.policy.config,
@@ -62,10 +62,17 @@ class Learner:
         self.policy.config.grad_scale_func = self.optimizer.scale_loss
         self.scheduler = _scheduler(self.optimizer, cfg.optimizer)
         self.reference: PolicyModel | None = None
+        self.iteration = 0  # iterations this policy has been improved by
 
     def refresh(self) -> None:
         """Tell the optimizer that the policy's parameters were replaced (its fp32 copies are renewed)."""
         self.optimizer.reload_model_params()
+
+    def keep_reference(self) -> None:
+        """Freeze a copy of the present policy, which `score(reference=True)` and the KL term refer to."""
+        self.reference = build_model(self.shape, self._cfg.model, self._cfg.parallel, self.policy.temperature)
+        self.reference.load_state_dict(self.policy.state_dict())
+        self.reference.requires_grad_(False)
 
     def score(self, batches: Sequence[MicroBatch], reference: bool = False) -> list[Float32]:
         """Log-probability of each response token of this rank's micro-batches, each float32 [n]."""

@@ -1,0 +1,152 @@
+"""Behaviour cloning: `python -m gigpo_mega.coldstart configs/x.yaml --output DIR`.
+
+Plays expert episodes on training tasks, renders them exactly as the rollout would, and fits the policy to the
+expert's actions with the same learner. With `model.path` it continues that policy; without, it trains a tokenizer
+on the games' text and starts a small Qwen2 policy from scratch. The result is the Hugging Face directory
+`output`/policy.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from envs.base import Demonstration, lookup
+from gigpo_mega import options
+from gigpo_mega.batching import pack
+from gigpo_mega.config import Config
+from gigpo_mega.control import shared
+from gigpo_mega.errors import UserError, run_main
+from gigpo_mega.learner import parallel
+from gigpo_mega.learner.model import ModelShape
+from gigpo_mega.learner.parallel import Layout
+from gigpo_mega.learner.policy import clone
+from gigpo_mega.learner.update import Learner, seed_everything
+from gigpo_mega.rollout.prompt import PromptBuilder
+from gigpo_mega.rollout.tokenizer import Tokenizer
+from gigpo_mega.rollout.vocabulary import train_tokenizer
+from gigpo_mega.tasks import TaskStream, load_tasks
+from gigpo_mega.telemetry.metrics import MetricsWriter
+from gigpo_mega.telemetry.progress import stage
+from gigpo_mega.types import Int64, Step
+from gigpo_mega.weights import export as weights
+
+_LOG_EVERY = 50
+
+
+def coldstart(cfg: Config) -> Path:
+    """Clone the environment's expert; returns the policy's Hugging Face directory. All ranks call this."""
+    layout = parallel.initialize(cfg.parallel, cfg.seed)
+    seed_everything(cfg.seed)
+    demonstrations = shared(layout, lambda: demonstrate(cfg))
+    source = cfg.model.path or cfg.output / "scratch"
+    if cfg.model.path is None:
+        shared(layout, lambda: _write_scratch(cfg, demonstrations, source))
+    shape = ModelShape.from_hf(source)
+    learner = Learner(cfg, shape, layout)
+    if cfg.model.path is not None:
+        weights.load(learner.policy, shape, layout, source)
+        learner.refresh()
+    _fit(cfg, learner, _rows(cfg, demonstrations, Tokenizer(source)), layout)
+    policy = cfg.output / "policy"
+    weights.save(learner.policy, shape, layout, source, policy)
+    return policy
+
+
+def demonstrate(cfg: Config) -> tuple[Demonstration, ...]:
+    """`coldstart.games` expert episodes on training tasks; raises UserError where there is no expert."""
+    expert = lookup(cfg.environment.name).demonstrate
+    if expert is None:
+        raise UserError(f"environment.name {cfg.environment.name}: there is no expert to clone for it")
+    training, _ = load_tasks(cfg)
+    games = cfg.coldstart.games
+    played: list[Demonstration] = []
+    with stage("expert", games, "games") as bar:
+        for i, task in enumerate(TaskStream(training, cfg.seed).draw(0, games)):
+            played.append(
+                expert(task, seed=cfg.seed + i, detour=cfg.coldstart.detour, max_steps=cfg.environment.max_steps)
+            )
+            bar.advance()
+    return tuple(played)
+
+
+def _rows(cfg: Config, demonstrations: Sequence[Demonstration], tokenizer: Tokenizer) -> tuple[Step, ...]:
+    """One row per expert action, with the prompt that a rollout would have shown."""
+    prompts = PromptBuilder(cfg.environment, tokenizer, cfg.rollout.max_prompt_tokens)
+    stop = tokenizer.stop_token_ids[0]
+    rows: list[Step] = []
+    for demonstration in demonstrations:
+        if not demonstration.turns:
+            continue
+        episode = prompts.start(demonstration.turns[0][0])
+        followers = [observation for observation, _ in demonstration.turns[1:]]
+        for (_, action), following in zip(demonstration.turns, [*followers, None], strict=True):
+            response = np.array([*tokenizer.encode(f" {action}"), stop], dtype=np.int32)
+            prompt = np.array(episode.ids(), dtype=np.int32)
+            rows.append(Step(prompt, response, np.zeros(len(response), np.float32), 0.0, True, bytes(16), 0))
+            if following is not None:
+                episode.advance(action, following)
+    return tuple(rows)
+
+
+def _fit(cfg: Config, learner: Learner, rows: Sequence[Step], layout: Layout) -> None:
+    """`coldstart.updates` updates on shuffled rows; the loss goes to metrics.jsonl now and then."""
+    rng = np.random.default_rng(cfg.seed)
+    writer = MetricsWriter(cfg.output) if layout.leader else None
+    queue: Int64 = np.zeros(0, dtype=np.int64)
+    with stage("clone", cfg.coldstart.updates, "updates", quiet=not layout.leader) as bar:
+        for update in range(cfg.coldstart.updates):
+            while len(queue) < cfg.coldstart.rows:
+                queue = np.concatenate([queue, rng.permutation(len(rows))])
+            chosen, queue = queue[: cfg.coldstart.rows], queue[cfg.coldstart.rows :]
+            batches = pack(
+                rows, chosen, cfg.batch.microbatch_tokens, ranks=layout.data, rank=layout.data_rank
+            )
+            stats = learner.update(batches, clone)
+            if writer and (update % _LOG_EVERY == 0 or update == cfg.coldstart.updates - 1):
+                writer.write(update, stats.means | {"optimizer/grad_norm": stats.grad_norm, "optimizer/lr": stats.lr})
+            bar.advance()
+    if writer:
+        writer.close()
+
+
+def _write_scratch(cfg: Config, demonstrations: Sequence[Demonstration], directory: Path) -> None:
+    """A tokenizer trained on the games' text, and the configuration of a small Qwen2 policy."""
+    c = cfg.coldstart
+    texts = (text for d in demonstrations for o, action in d.turns
+             for text in (f"Task: {o.instruction}", o.text, f"> {action}", *(f" {a}," for a in o.admissible)))  # fmt: skip
+    tokens = train_tokenizer(texts, c.vocabulary, directory)
+    hf = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": -(-tokens // 64) * 64,
+        "hidden_size": c.hidden,
+        "intermediate_size": c.ffn,
+        "num_hidden_layers": c.layers,
+        "num_attention_heads": c.heads,
+        "num_key_value_heads": c.kv_heads,
+        "max_position_embeddings": max(2048, cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens),
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "torch_dtype": cfg.model.dtype,
+    }
+    (directory / "config.json").write_text(json.dumps(hf, indent=1))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the options, clone, and say where the policy is."""
+    cfg = options.load(sys.argv[1:] if argv is None else argv, "gigpo_mega.coldstart")
+    policy = coldstart(cfg)
+    print(f"policy: {policy}")
+
+
+if __name__ == "__main__":
+    run_main(main)

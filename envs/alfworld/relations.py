@@ -1,0 +1,173 @@
+"""Facts as indexed relations, and conjunctive queries over them as left-deep joins.
+
+Objects are small integers in the order of their names, so sorted facts come out in the official order. Every
+access path (predicate, bound positions) a query needs is one index: key -> sorted tuple of facts. Buckets are
+immutable, so a new episode is a shallow copy of the changing indexes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any, TypeAlias
+
+Fact: TypeAlias = tuple[int, ...]
+Row: TypeAlias = tuple[int, ...]
+Index: TypeAlias = dict[Any, tuple[Fact, ...]]
+Getter: TypeAlias = Callable[[Sequence[int]], Any]
+
+
+def getter(positions: Sequence[int]) -> Getter:
+    """Picks `positions` of a row or fact as an index key: a scalar for one position, a tuple otherwise."""
+    if not positions:
+        return lambda row: ()
+    return itemgetter(*positions)
+
+
+def tuple_getter(positions: Sequence[int]) -> Callable[[Sequence[int]], Row]:
+    """Picks `positions` of a row or fact, always as a tuple."""
+    if len(positions) == 1:
+        (position,) = positions
+        return lambda row: (row[position],)
+    return getter(positions)
+
+
+@dataclass(slots=True)
+class Schema:
+    """The access paths of all queries of one rule set, in order of registration; a path's place is its slot."""
+
+    paths: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
+
+    def slot(self, predicate: str, positions: tuple[int, ...]) -> int:
+        return self.paths.setdefault((predicate, positions), len(self.paths))
+
+    def of(self, predicate: str) -> list[tuple[int, Getter]]:
+        """(slot, key of a fact) of every access path of `predicate`."""
+        return [(slot, getter(positions)) for (name, positions), slot in self.paths.items() if name == predicate]
+
+
+class Relations:
+    """The facts of one state under a schema; `copy` is cheap."""
+
+    __slots__ = ("_paths", "indexes")
+
+    def __init__(self, schema: Schema, facts: Mapping[str, Iterable[Fact]], fluents: frozenset[str]) -> None:
+        self.indexes: list[Index] = [{} for _ in schema.paths]
+        self._paths = {predicate: schema.of(predicate) for predicate in fluents}
+        for (predicate, positions), slot in schema.paths.items():
+            key = getter(positions)
+            groups: dict[Any, list[Fact]] = {}
+            for fact in facts.get(predicate, ()):
+                groups.setdefault(key(fact), []).append(fact)
+            self.indexes[slot] = {key: tuple(sorted(group)) for key, group in groups.items()}
+
+    def copy(self) -> Relations:
+        """An independent copy; indexes of predicates that never change are shared."""
+        twin = object.__new__(Relations)
+        twin._paths = self._paths
+        twin.indexes = self.indexes.copy()
+        for paths in self._paths.values():
+            for slot, _ in paths:
+                twin.indexes[slot] = self.indexes[slot].copy()
+        return twin
+
+    def add(self, predicate: str, fact: Fact) -> None:
+        """Makes `fact` true; nothing happens where it is already."""
+        for slot, key in self._paths[predicate]:
+            index, at = self.indexes[slot], key(fact)
+            bucket = index.get(at, ())
+            if fact not in bucket:
+                index[at] = tuple(sorted((*bucket, fact)))
+
+    def remove(self, predicate: str, fact: Fact) -> None:
+        """Makes `fact` false; nothing happens where it is already."""
+        for slot, key in self._paths[predicate]:
+            index, at = self.indexes[slot], key(fact)
+            bucket = index.get(at, ())
+            if fact in bucket:
+                rest = tuple(other for other in bucket if other != fact)
+                if rest:
+                    index[at] = rest
+                else:
+                    del index[at]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Extends each row by the new values of every fact that agrees with it, in the facts' order."""
+
+    slot: int
+    key: Getter  # of the row
+    new: Callable[[Sequence[int]], Row]  # of the fact
+
+    def apply(self, rows: list[Row], state: Relations) -> list[Row]:
+        get, key, new = state.indexes[self.slot].get, self.key, self.new
+        return [row + new(fact) for row in rows for fact in get(key(row), ())]
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """Keeps the rows for which a fully bound fact is true (or false)."""
+
+    slot: int
+    key: Getter
+    positive: bool
+
+    def apply(self, rows: list[Row], state: Relations) -> list[Row]:
+        index, key = state.indexes[self.slot], self.key
+        if self.positive:
+            return [row for row in rows if key(row) in index]
+        return [row for row in rows if key(row) not in index]
+
+
+@dataclass(frozen=True, slots=True)
+class Same:
+    """Keeps the rows whose two values are equal (or different)."""
+
+    left: int
+    right: int
+    equal: bool
+
+    def apply(self, rows: list[Row], state: Relations) -> list[Row]:
+        return [row for row in rows if (row[self.left] == row[self.right]) == self.equal]
+
+
+@dataclass(frozen=True, slots=True)
+class Refute:
+    """Keeps the rows under which none of the queries has a solution."""
+
+    queries: tuple[Query, ...]
+
+    def apply(self, rows: list[Row], state: Relations) -> list[Row]:
+        return [row for row in rows if not any(query.rows(row, state) for query in self.queries)]
+
+
+@dataclass(frozen=True, slots=True)
+class Distinct:
+    """Keeps the rows whose values from `start` on occur once in the row."""
+
+    start: int
+
+    def apply(self, rows: list[Row], state: Relations) -> list[Row]:
+        start = self.start
+        return [row for row in rows if all(row.count(value) == 1 for value in row[start:])]
+
+
+Stage: TypeAlias = Match | Test | Same | Refute | Distinct
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A join: stages applied to one start row, stopping as soon as nothing is left."""
+
+    stages: tuple[Stage, ...]
+
+    def rows(self, start: Row, state: Relations) -> list[Row]:
+        """All solutions that extend `start`, in lexicographic order of the matched facts."""
+        rows = [start]
+        for stage in self.stages:
+            rows = stage.apply(rows, state)
+            if not rows:
+                break
+        return rows

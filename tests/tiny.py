@@ -1,0 +1,54 @@
+"""Tiny policies and rows that several tests share; all random, all from a stated seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gigpo_mega.types import Step
+
+QWEN2: dict[str, Any] = {
+    "vocab_size": 203, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def write_policy(directory: Path, family: str = "qwen2", seed: int = 0, **changes: Any) -> Path:
+    """A random policy of `family` as a Hugging Face directory, written by transformers itself."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    shape = QWEN2 | changes
+    if family == "qwen2":
+        policy: Any = Qwen2ForCausalLM(Qwen2Config(**shape))
+    else:
+        policy = LlamaForCausalLM(LlamaConfig(**shape))
+    for name, parameter in policy.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+        if "norm" in name:
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.1)
+    policy.float().save_pretrained(directory)
+    return directory
+
+
+def random_steps(count: int, vocab: int = 203, seed: int = 0) -> tuple[Step, ...]:
+    """Steps of uneven lengths with random ids, rewards and log-probs."""
+    rng = np.random.default_rng(seed)
+    return tuple(
+        Step(
+            prompt_ids=rng.integers(0, vocab, rng.integers(5, 40)).astype(np.int32),
+            response_ids=rng.integers(0, vocab, (size := int(rng.integers(1, 6)))).astype(np.int32),
+            logprobs=(-5 - rng.random(size)).astype(np.float32),
+            reward=float(rng.integers(0, 2)),
+            valid=bool(rng.integers(0, 2)),
+            anchor=rng.bytes(16),
+            version=0,
+            observation=f"room {rng.integers(5)}",
+            action="look",
+        )
+        for _ in range(count)
+    )

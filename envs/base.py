@@ -5,6 +5,8 @@ Nothing here imports torch or gigpo_mega: environments run in light worker proce
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -87,7 +89,15 @@ def register(name: str, kind: EnvironmentKind) -> None:
 
 
 def lookup(name: str) -> EnvironmentKind:
-    """The environment registered under `name`; raises EnvironmentError naming the known ones."""
+    """The environment called `name`: registered, a package of `envs`, or your own as `package.module:attribute`.
+
+    Raises EnvironmentError naming the known ones.
+    """
+    module, _, attribute = name.partition(":")
+    if attribute:
+        return getattr(importlib.import_module(module), attribute)
+    if name not in _REGISTRY and name.isidentifier() and importlib.util.find_spec(f"envs.{name}") is not None:
+        importlib.import_module(f"envs.{name}")  # registers itself
     if name not in _REGISTRY:
         known = ", ".join(sorted(_REGISTRY)) or "none"
         raise EnvironmentError(f"environment.name: unknown environment {name!r}; known: {known}")

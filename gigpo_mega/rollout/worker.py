@@ -6,8 +6,6 @@ ends when the socket closes, so it can't outlive the run.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import pickle
 import select
@@ -26,19 +24,6 @@ FLUSH_SECONDS = 0.002  # answers wait at most this long for the next one of thei
 
 Request = tuple[int, str, Any]  # slot, "reset" or "step", its argument
 Reply = tuple[int, bool, Any]  # slot, whether it went well, the result or what went wrong
-
-
-def environment_kind(name: str) -> EnvironmentKind:
-    """The environment called `name`: a package of `envs`, or `package.module:attribute` for one of your own.
-
-    Raises EnvironmentError for an unknown name.
-    """
-    module, _, attribute = name.partition(":")
-    if attribute:
-        return getattr(importlib.import_module(module), attribute)
-    if name.isidentifier() and importlib.util.find_spec(f"envs.{name}") is not None:
-        importlib.import_module(f"envs.{name}")
-    return lookup(name)
 
 
 class Worker:
@@ -108,7 +93,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     descriptor, name, options = arguments
     with socket.socket(fileno=int(descriptor)) as connection:
-        Worker(connection, environment_kind(name), json.loads(options)).serve()
+        Worker(connection, lookup(name), json.loads(options)).serve()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts
 LOCKS := -c requirements/cpu.txt -c requirements/dev.txt
 
 .PHONY: setup quickstart test lint bench
@@ -19,15 +19,15 @@ setup: .venv/.requirements .venv/.package
 # torch first and with its dependencies, then the rest; only sglang goes in without its own (requirements/sglang.txt).
 .venv/.requirements: .venv/.python $(wildcard requirements/*.txt)
 	@echo "setup 2/4  torch, megatron-core and what they need (a few minutes once)"
-	@$(PIP) install -r requirements/torch.txt $(LOCKS)
-	@$(PIP) install -r requirements/torch.txt -r requirements/cpu.txt -r requirements/dev.txt
+	@$(INSTALL) -r requirements/torch.txt $(LOCKS)
+	@$(INSTALL) -r requirements/torch.txt -r requirements/cpu.txt -r requirements/dev.txt
 	@echo "setup 3/4  sglang"
-	@$(PIP) install --no-deps -r requirements/sglang.txt
+	@$(INSTALL) --no-deps -r requirements/sglang.txt
 	@touch $@
 
 .venv/.package: .venv/.requirements pyproject.toml setup.py
 	@echo "setup 4/4  gigpo-mega"
-	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(INSTALL) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 quickstart: setup

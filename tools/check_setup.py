@@ -35,13 +35,13 @@ def problems(report: Mapping[str, Any]) -> list[str]:
     torch = found["torch"]
     needs = [need for need in map(Requirement, torch.get("requires_dist", [])) if _applies(need)]
     wrong = [f"torch requires {need}, which the set-up does not bring" for need in needs
-             if not need.specifier.contains(_version(found, need.name), prereleases=True)]
+             if not _fits(need, _version(found, need.name))]
     if "+" in torch["version"]:
         wrong.append(f"torch {torch['version']} is a local build, so this proves nothing")
     if not any(name.startswith("nvidia-") for name in found):
         wrong.append("no nvidia package came with torch")
     if _version(found, "triton") != TRITON:
-        wrong.append(f"triton is {_version(found, 'triton')}, not {TRITON}")
+        wrong.append(f"triton is {_version(found, 'triton') or 'absent'}, not {TRITON}")
     return wrong
 
 
@@ -49,9 +49,13 @@ def _applies(need: Requirement) -> bool:
     return need.marker is None or need.marker.evaluate({"extra": ""})
 
 
-def _version(found: Mapping[str, Any], name: str) -> str:
+def _fits(need: Requirement, version: str | None) -> bool:
+    return version is not None and need.specifier.contains(version, prereleases=True)
+
+
+def _version(found: Mapping[str, Any], name: str) -> str | None:
     metadata = found.get(canonicalize_name(name))
-    return metadata["version"] if metadata else "0"
+    return metadata["version"] if metadata else None
 
 
 def dry_run() -> dict[str, Any]:

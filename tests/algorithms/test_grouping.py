@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from difflib import SequenceMatcher
+from hashlib import blake2b
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gigpo_mega.algorithms.grouping import anchor_key, similar_groups, step_groups, verify
+
+Keys = list[tuple[int, int, int]]
+KEYS = st.lists(st.tuples(st.integers(-2, 3), st.integers(0, 3), st.integers(0, 2)), max_size=60)
+Texts = list[tuple[int, str]]
+TEXTS = st.lists(st.tuples(st.integers(0, 1), st.text("ab ", max_size=6)), max_size=25)
+
+
+def first_appearance(items: list[object]) -> list[int]:
+    seen: dict[object, int] = {}
+    return [seen.setdefault(item, len(seen)) for item in items]
+
+
+def test_anchor_key_is_keyed_blake2b_of_the_exact_text() -> None:
+    salt = blake2b(b"task7", digest_size=32).digest()
+    assert anchor_key("a b", "task7") == blake2b(b"a b", digest_size=16, key=salt).digest()
+    assert len(anchor_key("", "")) == 16
+
+
+def test_anchor_keys_differ_by_any_change_of_text_or_salt() -> None:
+    # Composed and decomposed é are different texts; so is a lone surrogate, which UTF-8 can't encode.
+    texts = ["a b", "a  b", "A b", "a b ", "", "\0", "\u00e9", "e\u0301", "\ud800", "?"]
+    keys = {anchor_key(text, salt) for text in texts for salt in ("t1", "t2", "")}
+    assert len(keys) == 30
+
+
+@given(KEYS)
+def test_step_groups_number_distinct_keys_in_order_of_first_appearance(keys: Keys) -> None:
+    columns = np.array(keys, dtype=np.int64).reshape(-1, 3)
+    ids = step_groups(columns[:, 0], columns[:, 1:].astype(np.uint64))
+    assert ids.tolist() == first_appearance([*keys])
+
+
+def test_step_groups_look_at_both_halves_of_the_key() -> None:
+    top = 2**64 - 1
+    anchor = np.array([[top, 0], [0, top], [top, 0], [top, 1], [0, top]], dtype=np.uint64)
+    assert step_groups(np.zeros(5, dtype=np.int64), anchor).tolist() == [0, 1, 0, 2, 1]
+
+
+@given(TEXTS, st.floats(0.05, 1.0))
+def test_similar_groups_agree_with_the_plain_greedy_loop(rows: Texts, threshold: float) -> None:
+    founders: Texts = []
+    expected: list[int] = []
+    for task, text in rows:
+        for cluster, (owner, first) in enumerate(founders):
+            if owner == task and SequenceMatcher(None, text, first).ratio() >= threshold:
+                expected.append(cluster)
+                break
+        else:
+            expected.append(len(founders))
+            founders.append((task, text))
+    groups = np.array([task for task, _ in rows], dtype=np.int64)
+    assert similar_groups([text for _, text in rows], groups, threshold).tolist() == expected
+
+
+def test_similar_groups_compare_with_the_first_member_only() -> None:
+    # Each text resembles the one before it; only the first member counts, so the chain breaks.
+    texts = ["aaaaaaaaaa", "aaaaaaaabb", "aaaaaabbbb"]
+    assert SequenceMatcher(None, texts[2], texts[1]).ratio() == pytest.approx(0.8)
+    assert similar_groups(texts, np.zeros(3, dtype=np.int64), 0.8).tolist() == [0, 0, 1]
+
+
+def test_similarity_keeps_autojunk() -> None:
+    # From 200 characters on, difflib ignores characters that make up more than 1% of the first member: texts
+    # that differ only in their first letter then have nothing in common. 199 characters are compared in full.
+    long, short = "ab" * 100, "ab" * 99
+    one = np.zeros(2, dtype=np.int64)
+    assert SequenceMatcher(None, "x" + long, "y" + long, autojunk=False).ratio() > 0.99
+    assert similar_groups(["y" + long, "x" + long], one, 0.9).tolist() == [0, 1]
+    assert similar_groups(["y" + short, "x" + short], one, 0.9).tolist() == [0, 0]
+
+
+def test_verify_changes_nothing_where_keys_are_right() -> None:
+    groups = np.array([0, 1, 0, 2, 1], dtype=np.int64)
+    assert verify(groups, ["a", "b", "a", "a", "b"]).tolist() == [0, 1, 0, 2, 1]
+
+
+def test_verify_splits_states_that_share_a_key() -> None:
+    groups = np.array([0, 0, 1, 0, 0], dtype=np.int64)
+    assert verify(groups, ["a", "b", "c", "a", "b"]).tolist() == [0, 1, 2, 0, 1]

@@ -40,10 +40,11 @@ class Game:
         self.constants: Row = self.goal_constants[: len(rules.constants)]
         self.start = Relations(schema, facts, rules.fluents)
         used = {name for _, arguments in problem.facts for name in arguments}
-        titles = display_names(used)
+        self.problem = problem
+        self.titles = display_names(used)
         kinds = {**rules.domain.constants, **problem.objects}
         self.attributes: dict[str, Sequence[str]] = {
-            "name": [titles.get(name, name) for name in names],
+            "name": [self.titles.get(name, name) for name in names],
             "id": names,
             "type": [kinds[name] for name in names],
         }

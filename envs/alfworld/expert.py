@@ -1,0 +1,205 @@
+"""A scripted expert that solves the six task types, as an oracle or as a searcher worth imitating."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+
+from envs.alfworld.engine import Game, Play
+from envs.alfworld.environment import AlfworldEnvironment
+from envs.alfworld.pddl import Conjunct
+from envs.base import EnvironmentError, Observation, Task
+
+_CHANGES = {"isclean": ("clean", "sinkbasin"), "ishot": ("heat", "microwave"), "iscool": ("cool", "fridge")}
+_IDLE = ("look", "inventory", "examine ", "go to ", "open ", "close ")
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a game asks for, read from its PDDL goal; kinds are lower-case as in the game's text."""
+
+    object: str
+    count: int = 1
+    receptacle: str = ""  # empty: hold the object under a lamp that is on
+    change: str = ""  # clean, heat or cool
+    tool: str = ""
+    lamp: str = ""
+
+
+def read_goal(game: Game) -> Goal:
+    """The goal of a game of one of the six types; raises EnvironmentError for any other."""
+    if len(game.problem.goal) != 1:
+        raise EnvironmentError("expert: a goal with alternatives is none of the six task types")
+    literals = game.problem.goal[0].literals
+    kinds = _kinds(game.problem.goal[0], "objecttype")
+    targets = _kinds(game.problem.goal[0], "receptacletype")
+    predicates = {literal.predicate for literal in literals}
+    if predicates & {"issliced", "inreceptacleobject"} or not kinds:
+        raise EnvironmentError("expert: sliced and movable-receptacle goals are none of the six task types")
+    if "holds" in predicates:
+        held = next(literal.arguments[1] for literal in literals if literal.predicate == "holds")
+        lit = next((literal.arguments[0] for literal in literals if literal.predicate == "istoggled"), held)
+        return Goal(object=kinds[held], lamp=kinds[lit])
+    change, tool = next((_CHANGES[name] for name in sorted(predicates) if name in _CHANGES), ("", ""))
+    return Goal(next(iter(kinds.values())), len(kinds), next(iter(targets.values())), change, tool)
+
+
+class Expert:
+    """Plays one episode.
+
+    With `explore` it acts on what has been shown: it searches likely receptacles, opening closed ones, until it
+    has seen what it needs. It goes through them in the order they are listed, onwards from where it stands, so
+    that a policy with a short memory can do the same. Without `explore` it knows from the start where everything
+    is. At every step, with probability `detour`, it does something idle but admissible instead.
+    """
+
+    def __init__(self, play: Play, rng: Random, detour: float = 0.0, explore: bool = False) -> None:
+        self.play, self.rng, self.detour, self.explore = play, rng, detour, explore
+        game = play.game
+        self.goal = read_goal(game)
+        facts = game.problem.facts
+        titles, kind_of = game.titles, dict(_pairs(facts, "objecttype") + _pairs(facts, "receptacletype"))
+        self.kind = {titles[name]: kind.removesuffix("type") for name, kind in kind_of.items()}
+        self.receptacles = sorted(titles[name] for name, _ in _pairs(facts, "receptacletype"))
+        self.openable = {titles[arguments[0]] for predicate, arguments in facts if predicate == "openable"}
+        self.inside = {titles[name]: titles[place] for name, place in _pairs(facts, "inreceptacle")}
+        self.fits = {(a.removesuffix("type"), b.removesuffix("type")) for a, b in _pairs(facts, "cancontain")}
+        self.seen: set[str] = set() if explore else set(self.receptacles)
+        self.held = self.place = ""
+        self.changed: set[str] = set()
+        self.target = next((name for name in self.receptacles if self.kind[name] == self.goal.receptacle), "")
+
+    def command(self) -> str:
+        """The next command; the expert assumes that it is played."""
+        command = self._detour() or self._purposeful()
+        if command not in self.play.admissible:
+            command = "look"
+        self._remember(command)
+        return command
+
+    def _detour(self) -> str:
+        if self.detour <= 0 or self.rng.random() >= self.detour:
+            return ""
+        return self.rng.choice([command for command in self.play.admissible if command.startswith(_IDLE)])
+
+    def _purposeful(self) -> str:
+        goal = self.goal
+        if not self.held:
+            wanted = self._wanted()
+            return self._take(wanted) if wanted else self._search(goal.object)
+        if self.kind[self.held] != goal.object:
+            return self._put_aside()
+        if goal.lamp:
+            return self._use_lamp()
+        if goal.change and self.held not in self.changed:
+            tool = next((name for name in self.receptacles if self.kind[name] == goal.tool), "")
+            return self._reach(tool) or f"{goal.change} {self.held} with {tool}"
+        return self._reach(self.target) or self._opened(self.target) or f"move {self.held} to {self.target}"
+
+    def _wanted(self) -> str:
+        """A goal object that has been seen and is not yet where it belongs."""
+        placed = self._placed()
+        return next((name for name, place in self.inside.items()
+                     if self.kind.get(name) == self.goal.object and place in self.seen and name not in placed), "")
+
+    def _placed(self) -> set[str]:
+        if not self.target:
+            return set()
+        done = {name for name, place in self.inside.items() if place == self.target and name != self.held}
+        return {name for name in done if not self.goal.change or name in self.changed}
+
+    def _take(self, name: str) -> str:
+        place = self.inside[name]
+        return self._reach(place) or self._opened(place) or f"take {name} from {place}"
+
+    def _use_lamp(self) -> str:
+        lamp = next((name for name, place in self.inside.items()
+                     if self.kind.get(name) == self.goal.lamp and place in self.seen), "")
+        return (self._reach(self.inside[lamp]) or f"use {lamp}") if lamp else self._search(self.goal.lamp)
+
+    def _put_aside(self) -> str:
+        here = next((command for command in self.play.admissible if command.startswith(f"move {self.held} to ")), "")
+        if here:
+            return here
+        fitting = [n for n in self.receptacles if n != self.target and (self.kind[n], self.kind[self.held]) in self.fits]
+        place = next((name for name in fitting if f"open {name}" in self.play.admissible), fitting[0] if fitting else "")
+        return self._reach(place) or self._opened(place) or "look"
+
+    def _search(self, kind: str) -> str:
+        """Looks into the next receptacle: the one at hand first, then likely ones."""
+        unseen = [name for name in self.receptacles if name not in self.seen]
+        if not unseen:
+            return "look"
+        likely = [name for name in unseen if (self.kind[name], kind) in self.fits or kind.endswith("lamp")] or unseen
+        onwards = next((name for name in likely if name > self.place), likely[0])
+        place = next((name for name in likely if self._at(name)), onwards)
+        return self._reach(place) or self._opened(place) or f"examine {place}"
+
+    def _at(self, place: str) -> bool:
+        return f"examine {place}" in self.play.admissible
+
+    def _reach(self, place: str) -> str:
+        return "" if self._at(place) else f"go to {place}"
+
+    def _opened(self, place: str) -> str:
+        return f"open {place}" if f"open {place}" in self.play.admissible else ""
+
+    def _remember(self, command: str) -> None:
+        """What follows from a command that is about to be played."""
+        verb, _, rest = command.partition(" ")
+        if verb == "take":
+            self.held, _, _ = rest.partition(" from ")
+            self.inside.pop(self.held, None)
+        elif verb == "move":
+            name, _, place = rest.partition(" to ")
+            self.inside[name], self.held = place, ""
+        elif verb in ("heat", "cool", "clean"):
+            self.changed.add(rest.partition(" with ")[0])
+        elif verb == "open" or (verb == "examine" and f"open {rest}" not in self.play.admissible):
+            self.seen.add(rest)
+        elif verb == "go":
+            self.place = rest.removeprefix("to ")
+            if self.place not in self.openable:
+                self.seen.add(self.place)
+
+
+def demonstrate(
+    task: Task, seed: int, detour: float = 0.0, max_steps: int = 50, explore: bool = True
+) -> tuple[list[tuple[Observation, str]], bool]:
+    """One expert episode: the observation before each command with that command, and whether it succeeded."""
+    environment = AlfworldEnvironment(max_steps=max_steps)
+    observation = environment.reset(task)
+    expert = Expert(environment.play, Random(f"{seed}/{task.id}"), detour, explore)
+    steps: list[tuple[Observation, str]] = []
+    while True:
+        command = expert.command()
+        steps.append((observation, command))
+        transition = environment.step(command)
+        observation = transition.observation
+        if transition.done:
+            return steps, transition.success
+
+
+def solve(game: Game, max_steps: int = 100) -> list[str]:
+    """The commands with which the expert that knows everything wins; empty if it does not."""
+    play = game.play()
+    expert = Expert(play, Random(0))
+    commands: list[str] = []
+    while not play.won and len(commands) < max_steps:
+        commands.append(expert.command())
+        play.step(commands[-1])
+    return commands if play.won else []
+
+
+def _kinds(goal: Conjunct, predicate: str) -> dict[str, str]:
+    """variable -> kind, from the goal's type literals."""
+    return {
+        literal.arguments[0]: literal.arguments[1].removesuffix("type")
+        for literal in goal.literals
+        if literal.predicate == predicate
+    }
+
+
+def _pairs(facts: Iterable[tuple[str, tuple[str, ...]]], predicate: str) -> list[tuple[str, str]]:
+    return [(arguments[0], arguments[1]) for name, arguments in facts if name == predicate]

@@ -65,12 +65,14 @@ def pack(
     """
     lengths = np.array([len(s.prompt_ids) + len(s.response_ids) - 1 for s in steps], dtype=np.int64)
     whole = cut(lengths, rows, budget)
-    while ranks > 1 and len(whole) % ranks and max(map(len, whole)) > 1:
+    def size(batch: Int64) -> int:
+        return len(batch) * int(lengths[batch[0]])
+
+    while len(whole) % ranks and any(len(batch) > 1 for batch in whole):
         # Splitting the largest batch keeps all ranks busy where a filler would leave one idle.
-        whole.sort(key=lambda b: -len(b) * int(lengths[b[0]]))
-        first, second = np.array_split(whole.pop(0), 2)
-        whole += [first, second]
-    whole.sort(key=lambda b: -len(b) * int(lengths[b[0]]))
+        largest = max((i for i, batch in enumerate(whole) if len(batch) > 1), key=lambda i: size(whole[i]))
+        whole[largest : largest + 1] = np.array_split(whole[largest], 2)
+    whole.sort(key=size, reverse=True)
     mine: list[MicroBatch] = []
     for turn in range(-(-len(whole) // ranks)):
         place = turn * ranks + (rank if turn % 2 == 0 else ranks - 1 - rank)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +50,7 @@ class Journal:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return _groups({name: file[name] for name in file.files})
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"output: cannot read {path}: {error}; delete it to sample the iteration again") from None
 
     def drop(self, step: int) -> None:

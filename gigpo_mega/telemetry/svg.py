@@ -14,6 +14,7 @@ Format = Callable[[float], str]
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 12.0, 10.0, 26.0
 _COLUMNS = 240  # tooltip columns at most
+_TINY = 1e-12  # nothing plotted is smaller and not 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,20 +106,25 @@ def _zero(value: float) -> float:
 
 def _frame(x: Sequence[float], values: Sequence[float], bounds: tuple[float | None, float | None], log: bool,
            size: tuple[float, float]) -> Frame:
-    low = min(values, default=0.0) if bounds[0] is None else bounds[0]
+    low = min(values, default=1.0 if log else 0.0) if bounds[0] is None else bounds[0]
     high = max(values, default=1.0) if bounds[1] is None else bounds[1]
-    if log:
-        low, high = 10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high) + 1e-9)
-    elif high <= low:
-        low, high = low - 0.5, low + 0.5
-    else:
-        room = (high - low) * 0.06
-        low -= room if bounds[0] is None else 0.0
-        high += room if bounds[1] is None else 0.0
-    if log and high <= low:
-        high = low * 10
     left, right = min(x, default=0.0), max(x, default=1.0)
-    return Frame(*size, (left, right if right > left else left + 1), (low, high), log)
+    y_range = _decades(low, high) if log else _roomy(low, high, bounds)
+    return Frame(*size, (left, right if right > left else left + 1), y_range, log)
+
+
+def _decades(low: float, high: float) -> tuple[float, float]:
+    """Powers of ten around the values, at least one decade."""
+    bottom = math.floor(math.log10(max(low, _TINY)))
+    return 10.0**bottom, 10.0 ** max(math.ceil(math.log10(max(high, _TINY)) - 1e-9), bottom + 1)
+
+
+def _roomy(low: float, high: float, bounds: tuple[float | None, float | None]) -> tuple[float, float]:
+    """The values with some air at the ends that are not fixed; a flat line gets a range of 1."""
+    if high - low <= 1e-9 * max(abs(low), abs(high), _TINY):
+        return (low, low + 1) if bounds[0] is not None else (low - 0.5, low + 0.5)
+    room = 0.06 * (high - low)
+    return low - room * (bounds[0] is None), high + room * (bounds[1] is None)
 
 
 def _line(frame: Frame, x: Sequence[float], series: Series) -> str:

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from envs.alfworld.environment import AlfworldEnvironment
+from envs.alfworld.expert import demonstrate
 from envs.alfworld.games import AlfworldTasks
+from envs.alfworld.generate import task_source
 from envs.base import EnvironmentKind, register
 
-register("alfworld", EnvironmentKind(AlfworldEnvironment, AlfworldTasks))
+COLUMNS = {
+    "pick_and_place_simple": "Pick",
+    "look_at_obj_in_light": "Look",
+    "pick_clean_then_place_in_recep": "Clean",
+    "pick_heat_then_place_in_recep": "Heat",
+    "pick_cool_then_place_in_recep": "Cool",
+    "pick_two_obj_and_place": "Pick2",
+}  # the paper's names of the six task types, in its order
 
-__all__ = ["AlfworldEnvironment", "AlfworldTasks"]
+register("alfworld", EnvironmentKind(AlfworldEnvironment, task_source, demonstrate, COLUMNS))
+
+__all__ = ["COLUMNS", "AlfworldEnvironment", "AlfworldTasks", "demonstrate", "task_source"]

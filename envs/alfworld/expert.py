@@ -9,7 +9,7 @@ from random import Random
 from envs.alfworld.engine import Game, Play
 from envs.alfworld.environment import AlfworldEnvironment
 from envs.alfworld.pddl import Conjunct
-from envs.base import EnvironmentError, Observation, Task
+from envs.base import Demonstration, EnvironmentError, Observation, Task
 
 _CHANGES = {"isclean": ("clean", "sinkbasin"), "ishot": ("heat", "microwave"), "iscool": ("cool", "fridge")}
 _IDLE = ("look", "inventory", "examine ", "go to ", "open ", "close ")
@@ -166,19 +166,19 @@ class Expert:
 
 def demonstrate(
     task: Task, seed: int, detour: float = 0.0, max_steps: int = 50, explore: bool = True
-) -> tuple[list[tuple[Observation, str]], bool]:
+) -> Demonstration:
     """One expert episode: the observation before each command with that command, and whether it succeeded."""
     environment = AlfworldEnvironment(max_steps=max_steps)
     observation = environment.reset(task)
     expert = Expert(environment.play, Random(f"{seed}/{task.id}"), detour, explore)
-    steps: list[tuple[Observation, str]] = []
+    turns: list[tuple[Observation, str]] = []
     while True:
         command = expert.command()
-        steps.append((observation, command))
+        turns.append((observation, command))
         transition = environment.step(command)
         observation = transition.observation
         if transition.done:
-            return steps, transition.success
+            return Demonstration(tuple(turns), transition.success)
 
 
 def solve(game: Game, max_steps: int = 100) -> list[str]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,7 +20,7 @@ from tqdm import tqdm
 
 from envs.alfworld.engine import compile_game
 from envs.alfworld.expert import solve
-from envs.alfworld.games import GAME_FILE, SPLITS, TASK_TYPES
+from envs.alfworld.games import GAME_FILE, SPLITS, TASK_TYPES, AlfworldTasks
 from envs.alfworld.rooms import Surface, furnish, numeral
 from envs.alfworld.wheel import FloorPlan, Pose, Wheel, load_wheel
 from envs.base import EnvironmentError
@@ -281,6 +283,37 @@ def _trajectory(scene: Scene) -> dict[str, Any]:
 
 def _escaped(name: str) -> str:
     return name.translate(_ESCAPES)
+
+
+def task_source(
+    data: str | None = None, task_types: Sequence[str] = (), generate: Mapping[str, Any] | None = None
+) -> AlfworldTasks:
+    """The games under `data` (default: $ALFWORLD_DATA), generated on first use where `generate` says how.
+
+    `generate` holds `games` (split -> number) and optionally `seed`, `receptacles` and `objects` (see `Limits`);
+    a folder that exists is taken as it is. Raises EnvironmentError for anything else.
+    """
+    if generate is not None and data is not None and not Path(data).exists():
+        _generate_all(Path(data), tuple(task_types) or TASK_TYPES, generate)
+    return AlfworldTasks(data, task_types)
+
+
+def _generate_all(data: Path, task_types: Sequence[str], how: Mapping[str, Any]) -> None:
+    """All splits of `how`, into a folder that appears when it is complete."""
+    unknown = sorted(set(how) - {"games", "seed", "receptacles", "objects"})
+    if unknown or "games" not in how:
+        raise EnvironmentError(
+            f"environment.tasks.generate: unknown or missing keys {unknown or ['games']}; "
+            "known: games (split -> number), seed, receptacles, objects"
+        )
+    limits = Limits(how.get("receptacles"), how.get("objects"))
+    partial = data.with_name(data.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    with tqdm(total=sum(how["games"].values()), unit="game", desc="games", leave=False) as bar:
+        for split, count in how["games"].items():
+            for _ in generate(partial, split, count, how.get("seed", 0), task_types, limits):
+                bar.update()
+    os.replace(partial, data)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

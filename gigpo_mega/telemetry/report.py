@@ -20,7 +20,7 @@ from gigpo_mega.telemetry.svg import Format, Mark, Series, legend, line_chart, s
 _SIZES = (("alone", "anchor/size_1", 5), ("2-3", "anchor/size_2_3", 6), ("4-7", "anchor/size_4_7", 7),
           ("8 or more", "anchor/size_8_plus", 0))
 _STAGES = (("rollout", "time/rollout", 0), ("advantage", "time/advantage", 1), ("update", "time/update", 2),
-           ("push", "time/push", 3))
+           ("push", "time/push", 3), ("evaluate", "time/evaluate", 4))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class Run:
         """A metric over the iterations, NaN where a row lacks it."""
         return [float(row.get(name, math.nan)) for row in self.rows]
 
-    def has(self, *names: str) -> bool:
-        """Whether any row knows any of these metrics."""
-        return any(name in row for row in self.rows for name in names)
+    def has(self, name: str) -> bool:
+        """Whether any row knows this metric."""
+        return any(name in row for row in self.rows)
 
 
 def write_report(output: Path) -> Path:
@@ -179,18 +179,18 @@ def _charts(run: Run) -> list[str]:
 
 def _lines(run: Run, title: str, note: str, metrics: Sequence[tuple[str, str, int]], form: Format, *,
            floor: float | None = None, log: bool = False) -> str:
-    if not run.has(*(name for _, name, _ in metrics)):
+    series = [Series(label, run.column(name), colour) for label, name, colour in metrics if run.has(name)]
+    if not series:
         return ""
-    series = [Series(label, run.column(name), colour) for label, name, colour in metrics]
     chart = line_chart(run.x, series, form, bounds=(floor, None), log=log)
     return card(title, note, chart + (legend(series) if len(series) > 1 else ""))
 
 
 def _stack(run: Run, title: str, note: str, metrics: Sequence[tuple[str, str, int]], form: Format, *,
            ceiling: float | None = None) -> str:
-    if not run.has(*(name for _, name, _ in metrics)):
+    series = [Series(label, run.column(name), colour) for label, name, colour in metrics if run.has(name)]
+    if not series:
         return ""
-    series = [Series(label, run.column(name), colour) for label, name, colour in metrics]
     return card(title, note, stack_chart(run.x, series, form, ceiling=ceiling) + legend(series))
 
 

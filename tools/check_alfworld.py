@@ -6,7 +6,8 @@
 The second form needs the official engine in the same Python (it compiles a planner, 3-6 minutes); a separate
 environment keeps it apart:
 
-    python3.11 -m venv ~/alfworld-oracle && ~/alfworld-oracle/bin/pip install alfworld==0.4.2 'textworld[pddl]==1.7.0'
+    python3.11 -m venv ~/alfworld-oracle
+    ~/alfworld-oracle/bin/pip install alfworld==0.4.2 'textworld[pddl]==1.7.0'
     ~/alfworld-oracle/bin/python tools/check_alfworld.py --against-official
 """
 
@@ -39,7 +40,8 @@ from envs.alfworld.wheel import load_wheel  # noqa: E402
 from envs.base import EnvironmentError  # noqa: E402
 
 REAL = ROOT.parent / "shared" / "data" / "alfworld_real"
-ODD = ("look", "inventory", "help", " look ", "LOOK", "go  to", "dance", "", "take", "examine nothing", "go to")
+ODD = ("look", "inventory", "help", " look ", "LOOK", "go  to", "dance", "", "take", "examine nothing")
+QUIET = ("go ", "look", "inventory", "help")
 PACKAGES = ("alfworld", "textworld", "fast-downward-textworld")
 
 
@@ -96,7 +98,7 @@ def expert_walk(play: Play, rng: Random) -> Iterator[str]:
 def random_walk(play: Play, rng: Random) -> Iterator[str]:
     """Admissible commands at random, those that change things preferred, with odd ones in between."""
     while True:
-        busy = [command for command in play.admissible if not command.startswith(("go ", "look", "inventory", "help"))]
+        busy = [command for command in play.admissible if not command.startswith(QUIET)]
         if rng.random() < 0.1:
             yield rng.choice(ODD)
         else:
@@ -104,7 +106,12 @@ def random_walk(play: Play, rng: Random) -> Iterator[str]:
 
 
 def compare(
-    official: OfficialEngine, path: Path, game: Game, walk: Callable[[Play, Random], Iterator[str]], steps: int, seed: str
+    official: OfficialEngine,
+    path: Path,
+    game: Game,
+    walk: Callable[[Play, Random], Iterator[str]],
+    steps: int,
+    seed: str,
 ) -> tuple[dict[str, Any], list[str]]:
     """Plays one walk on both engines: the transcript's intro and steps, and the differences found."""
     play = game.play()
@@ -138,8 +145,8 @@ def genuine() -> Iterator[tuple[str, Path]]:
 
 
 def against_official(options: argparse.Namespace) -> int:
-    """Plays generated games and the genuine one on both engines; writes the summary; returns the exit status."""
-    official, tally = OfficialEngine(), Tally()
+    """Plays generated games and the genuine one on both engines, writes the summary; returns the exit status."""
+    official, tally, commit = OfficialEngine(), Tally(), _commit()
     with tempfile.TemporaryDirectory() as folder:
         for number, (origin, task_type, path, kind) in enumerate(_walks(options, Path(folder))):
             walk = expert_walk if kind == "expert" else random_walk
@@ -154,7 +161,7 @@ def against_official(options: argparse.Namespace) -> int:
             if number % 10 == 9:
                 print(f"{number + 1} walks, {tally.steps} steps, {tally.differences} differences", flush=True)
     if options.json:
-        options.json.write_text(json.dumps(_summary(tally, options.seed), indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(_summary(tally, commit, options.seed), indent=2) + "\n", encoding="utf-8")
     print(f"{_games(tally)} games, {tally.steps} steps, {tally.differences} differences")
     return int(tally.differences > 0)
 
@@ -175,17 +182,24 @@ def _count(tally: Tally, name: str, path: Path, kind: str, walked: dict[str, Any
     tally.won += any(step["won"] for step in walked["steps"])
 
 
-def _record(folder: Path, name: str, task_type: str, game: Game, data: dict[str, Any], walked: dict[str, Any]) -> None:
+def _record(
+    folder: Path, name: str, task_type: str, game: Game, data: dict[str, Any], walked: dict[str, Any]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     task = game.task.removeprefix("Your task is to: ").removesuffix(".")
     content = {"task_type": task_type, "task": task, "pddl_problem": data["pddl_problem"], **walked}
     (folder / f"{name}.json.gz").write_bytes(gzip.compress(json.dumps(content).encode(), mtime=0))
 
 
-def _summary(tally: Tally, seed: int) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+def _commit() -> str:
+    """The commit that is checked out now: the code this process has loaded."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return git.stdout.strip()
+
+
+def _summary(tally: Tally, commit: str, seed: int) -> dict[str, Any]:
     return {
-        "commit": commit.stdout.strip(),
+        "commit": commit,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "seed": seed,
         "games": {name: len(paths) for name, paths in sorted(tally.games.items())},
@@ -206,7 +220,7 @@ def replay_all(folder: Path) -> int:
     """Replays every transcript of a folder; returns the exit status."""
     files = sorted(folder.glob("*.json.gz"))
     if not files:
-        sys.exit(f"error: no *.json.gz transcript in {folder}; record some with --against-official --record DIR")
+        sys.exit(f"error: no *.json.gz in {folder}; record some with --against-official --record DIR")
     steps = found = 0
     for path in files:
         result = replay(read_transcript(path))
@@ -219,7 +233,8 @@ def replay_all(folder: Path) -> int:
 
 def main() -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     mode = parser.add_mutually_exclusive_group(required=True)
     mode.add_argument("--transcripts", type=Path, metavar="DIR", help="replay the transcripts of a folder")
     mode.add_argument("--against-official", action="store_true", help="play both engines side by side")
@@ -227,7 +242,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=40, help="longest walk")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write a summary")
-    parser.add_argument("--record", type=Path, metavar="DIR", help="write transcripts of the generated games' walks")
+    parser.add_argument("--record", type=Path, metavar="DIR", help="write transcripts of the walks")
     options = parser.parse_args()
     try:
         return replay_all(options.transcripts) if options.transcripts else against_official(options)

@@ -24,15 +24,15 @@ from gigpo_mega.errors import UserError, run_main
 from gigpo_mega.learner import parallel
 from gigpo_mega.learner.model import ModelShape
 from gigpo_mega.learner.parallel import Layout
-from gigpo_mega.learner.policy import clone
-from gigpo_mega.learner.update import Learner, seed_everything
+from gigpo_mega.learner.policy import Cloning
+from gigpo_mega.learner.update import Learner, UpdateStats, seed_everything
 from gigpo_mega.rollout.prompt import PromptBuilder
 from gigpo_mega.rollout.tokenizer import Tokenizer
 from gigpo_mega.rollout.vocabulary import train_tokenizer
 from gigpo_mega.tasks import TaskStream, load_tasks
 from gigpo_mega.telemetry.metrics import MetricsWriter
 from gigpo_mega.telemetry.progress import stage
-from gigpo_mega.types import Int64, Step
+from gigpo_mega.types import Float32, Int64, Step
 from gigpo_mega.weights import export as weights
 
 _LOG_EVERY = 50
@@ -74,27 +74,39 @@ def demonstrate(cfg: Config) -> tuple[Demonstration, ...]:
     return tuple(played)
 
 
-def _rows(cfg: Config, demonstrations: Sequence[Demonstration], tokenizer: Tokenizer) -> tuple[Step, ...]:
-    """One row per expert action, with the prompt that a rollout would have shown."""
+def _rows(cfg: Config, demonstrations: Sequence[Demonstration], tokenizer: Tokenizer) -> list[tuple[Step, Float32]]:
+    """One row per expert action, with the prompt that a rollout would have shown, and the weight of each token.
+
+    Where prompt tokens weigh too, the whole prompt but its first token counts as the row's response.
+    """
     prompts = PromptBuilder(cfg.environment, tokenizer, cfg.rollout.max_prompt_tokens)
     stop = tokenizer.stop_token_ids[0]
-    rows: list[Step] = []
+    rows: list[tuple[Step, Float32]] = []
     for demonstration in demonstrations:
         if not demonstration.turns:
             continue
         episode = prompts.start(demonstration.turns[0][0])
         followers = [observation for observation, _ in demonstration.turns[1:]]
         for (_, action), following in zip(demonstration.turns, [*followers, None], strict=True):
-            response = np.array([*tokenizer.encode(f" {action}"), stop], dtype=np.int32)
-            prompt = np.array(episode.ids(), dtype=np.int32)
-            rows.append(Step(prompt, response, np.zeros(len(response), np.float32), 0.0, True, bytes(16), 0))
+            rows.append(_row(episode.ids(), [*tokenizer.encode(f" {action}"), stop], cfg.coldstart.prompt_weight))
             if following is not None:
                 episode.advance(action, following)
-    return tuple(rows)
+    return rows
 
 
-def _fit(cfg: Config, learner: Learner, rows: Sequence[Step], layout: Layout) -> None:
+def _row(prompt: list[int], action: list[int], prompt_weight: float) -> tuple[Step, Float32]:
+    start = 1 if prompt_weight else len(prompt)
+    ids = np.array([*prompt, *action], dtype=np.int32)
+    weight = np.full(len(ids) - start, prompt_weight, dtype=np.float32)
+    weight[-len(action) :] = 1.0
+    step = Step(ids[:start], ids[start:], np.zeros(len(weight), np.float32), 0.0, True, bytes(16), 0)
+    return step, weight
+
+
+def _fit(cfg: Config, learner: Learner, rows: Sequence[tuple[Step, Float32]], layout: Layout) -> None:
     """`coldstart.updates` updates on shuffled rows; the loss goes to metrics.jsonl now and then."""
+    steps = [step for step, _ in rows]
+    loss = Cloning([weight for _, weight in rows])
     rng = np.random.default_rng(cfg.seed)
     writer = MetricsWriter(cfg.output) if layout.leader else None
     queue: Int64 = np.zeros(0, dtype=np.int64)
@@ -103,15 +115,20 @@ def _fit(cfg: Config, learner: Learner, rows: Sequence[Step], layout: Layout) ->
             while len(queue) < cfg.coldstart.rows:
                 queue = np.concatenate([queue, rng.permutation(len(rows))])
             chosen, queue = queue[: cfg.coldstart.rows], queue[cfg.coldstart.rows :]
-            batches = pack(
-                rows, chosen, cfg.batch.microbatch_tokens, ranks=layout.data, rank=layout.data_rank
-            )
-            stats = learner.update(batches, clone)
+            batches = pack(steps, chosen, cfg.batch.microbatch_tokens, ranks=layout.data, rank=layout.data_rank)
+            stats = learner.update(batches, loss)
             if writer and (update % _LOG_EVERY == 0 or update == cfg.coldstart.updates - 1):
-                writer.write(update, stats.means | {"optimizer/grad_norm": stats.grad_norm, "optimizer/lr": stats.lr})
+                writer.write(update, _metrics(stats))
             bar.advance()
     if writer:
         writer.close()
+
+
+def _metrics(stats: UpdateStats) -> dict[str, float]:
+    """`loss/action` is per action token, whatever the prompt's tokens weigh."""
+    means = dict(stats.means)
+    means["loss/action"] /= means.pop("loss/action_tokens")
+    return means | {"optimizer/grad_norm": stats.grad_norm, "optimizer/lr": stats.lr}
 
 
 def _write_scratch(cfg: Config, demonstrations: Sequence[Demonstration], directory: Path) -> None:

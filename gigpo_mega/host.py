@@ -39,7 +39,8 @@ class Host:
         self._stream, self._held_out = TaskStream(training, cfg.seed), held_out
         self.journal = Journal(cfg.output / "groups")
         self._stack = ExitStack()
-        self._pushed = 0
+        # A server of the user's holds whatever it held last.
+        self._pushed = 0 if cfg.engine.url is None else None
 
     def __enter__(self) -> Self:
         if self._layout.leader:
@@ -57,8 +58,8 @@ class Host:
         self._stack.close()
 
     @property
-    def pushed(self) -> int:
-        """The weight version the engine was last given."""
+    def pushed(self) -> int | None:
+        """The weight version the engine was last given; None where nobody knows."""
         return self._pushed
 
     def push(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -113,9 +113,22 @@ class _Surrogate:
             )
 
 
-def clone(index: int, batch: MicroBatch, logprob: Tensor, entropy: Tensor) -> tuple[Tensor, Sums]:
-    """Behaviour cloning's `Loss`: the negative log-likelihood of the demonstrator's tokens."""
-    return -logprob.sum(), {"loss/entropy": entropy.detach().sum()}
+class Cloning:
+    """Behaviour cloning's `Loss`: the negative log-likelihood of the tokens of each row, weighted per token.
+
+    `weights[row]` is float32 [R], one weight for each response token of the row.
+    """
+
+    def __init__(self, weights: Sequence[Float32]) -> None:
+        self.weights = weights
+
+    def __call__(self, index: int, batch: MicroBatch, logprob: Tensor, entropy: Tensor) -> tuple[Tensor, Sums]:
+        weight = torch.from_numpy(np.concatenate([self.weights[r] for r in batch.rows])).to(logprob.device)
+        action = (weight == 1).to(logprob.dtype)
+        return -(weight * logprob).sum(), {
+            "loss/action": -(action * logprob.detach()).sum(),
+            "loss/action_tokens": action.sum(),
+        }
 
 
 def _summary(stats: list[UpdateStats]) -> dict[str, float]:

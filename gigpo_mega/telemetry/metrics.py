@@ -26,6 +26,7 @@ _SUMMARY = (
     ("|A_E|", "advantage/episode_abs", "{:.2f}"),
     ("|A_S|", "advantage/step_abs", "{:.2f}"),
     ("loss", "loss/total", "{:.4f}"),
+    ("action loss", "loss/action", "{:.3f}"),
     ("kl", "loss/kl", "{:.4f}"),
     ("grad", "optimizer/grad_norm", "{:.2f}"),
     ("gap", "engine/logprob_gap_mean", "{:.1e}"),

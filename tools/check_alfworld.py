@@ -34,7 +34,8 @@ sys.path.insert(0, str(ROOT))
 from envs.alfworld.engine import Game, Play, compile_game  # noqa: E402
 from envs.alfworld.expert import Expert  # noqa: E402
 from envs.alfworld.games import GAME_FILE, SPLITS, TASK_TYPES, read_game  # noqa: E402
-from envs.alfworld.generate import Limits, make_game  # noqa: E402
+from envs.alfworld.generate import make_game  # noqa: E402
+from envs.alfworld.scenes import Limits  # noqa: E402
 from envs.alfworld.transcripts import differences, read_transcript, replay  # noqa: E402
 from envs.alfworld.wheel import load_wheel  # noqa: E402
 from envs.base import EnvironmentError  # noqa: E402
@@ -145,7 +146,7 @@ def genuine() -> Iterator[tuple[str, Path]]:
 
 
 def against_official(options: argparse.Namespace) -> int:
-    """Plays generated games and the genuine one on both engines, writes the summary; returns the exit status."""
+    """Plays generated games and the genuine one on both engines; returns the exit status."""
     official, tally, commit = OfficialEngine(), Tally(), _commit()
     with tempfile.TemporaryDirectory() as folder:
         for number, (origin, task_type, path, kind) in enumerate(_walks(options, Path(folder))):
@@ -161,7 +162,9 @@ def against_official(options: argparse.Namespace) -> int:
             if number % 10 == 9:
                 print(f"{number + 1} walks, {tally.steps} steps, {tally.differences} differences", flush=True)
     if options.json:
-        options.json.write_text(json.dumps(_summary(tally, commit, options.seed), indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(
+            json.dumps(_summary(tally, commit, options.seed), indent=2) + "\n", encoding="utf-8"
+        )
     print(f"{_games(tally)} games, {tally.steps} steps, {tally.differences} differences")
     return int(tally.differences > 0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from envs.alfworld.environment import AlfworldEnvironment
 from envs.alfworld.expert import demonstrate
 from envs.alfworld.games import AlfworldTasks
-from envs.alfworld.generate import task_source
+from envs.alfworld.sources import task_source
 from envs.base import EnvironmentKind, register
 
 COLUMNS = {

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from envs.alfworld.grammar import parse_symbols
 from envs.alfworld.pddl import Domain, Problem, parse_domain, parse_problem
@@ -27,7 +28,12 @@ class Game:
     """A problem under its rules: names, initial facts, goal. Build it with `compile_game`."""
 
     def __init__(
-        self, rules: Rules, problem: Problem, names: Sequence[str], facts: Mapping[str, Sequence[Fact]], task: str
+        self,
+        rules: Rules,
+        problem: Problem,
+        names: Sequence[str],
+        facts: Mapping[str, Sequence[Fact]],
+        task: str,
     ) -> None:
         self.task = task
         numbers = {name: i for i, name in enumerate(names)}
@@ -48,7 +54,7 @@ class Game:
             "id": names,
             "type": [kinds[name] for name in names],
         }
-        self.typed: dict[tuple[str, Row], str] = {}
+        self.typed: dict[tuple[str, Any], str] = {}  # how ground actions are typed, filled as they come up
 
     def play(self) -> Play:
         """A new episode."""
@@ -101,9 +107,9 @@ class Play:
         self.won = any(query.rows(game.goal_constants, state) for query in game.goal)
 
     def _type(self, action: CompiledAction, arguments: Row) -> str:
-        if not action.fixed_template:
+        if action.typed_by is None:
             return action.template.write(arguments, self._scene)
-        key = (action.name, arguments)
+        key = (action.name, action.typed_by(arguments))
         text = self.game.typed.get(key)
         if text is None:
             text = self.game.typed[key] = action.template.write(arguments, self._scene)
@@ -142,7 +148,7 @@ def compile_game(domain_text: str, grammar_text: str, problem_text: str) -> Game
 
 
 def display_names(ids: Iterable[str]) -> dict[str, str]:
-    """What the player calls each object: `desk 1`, numbered per name, the first id in order getting the last number."""
+    """What the player calls each object: `desk 1`; of one name the first id in order gets the last number."""
     stems = {name: _stem(name) for name in sorted(ids)}
     left = Counter(stem for name, stem in stems.items() if "_bar_" in name)
     titles: dict[str, str] = {}
@@ -165,11 +171,14 @@ def _domain(text: str) -> Domain:
     return parse_domain(text)
 
 
+_MOST_RULES = 64
 _RULES: dict[tuple[str, str], Rules] = {}
 
 
 def _rules(domain_text: str, grammar_text: str, facts: Mapping[str, Sequence[Fact]]) -> Rules:
     key = (domain_text, grammar_text)
+    if len(_RULES) == _MOST_RULES:
+        _RULES.clear()
     if key not in _RULES:
         _RULES[key] = compile_rules(_domain(domain_text), grammar_text, facts)
     return _RULES[key]

@@ -15,8 +15,8 @@ _INSTRUCTION = "Your task is to: "
 class AlfworldEnvironment:
     """ALFWorld's text games, natively.
 
-    An observation's text is the official feedback. With `anchor="state"` its `state` is what the agent knows of
-    where it stands: place, inventory and the last answer other than "Nothing happens."; two states that
+    An observation's text is the official feedback. With `anchor="state"` its `state` is what the agent knows
+    of where it stands: place, inventory and the last answer other than "Nothing happens."; two states that
     differ in what the agent can see then never share an anchor through a failed command.
     """
 
@@ -24,7 +24,9 @@ class AlfworldEnvironment:
         if max_steps < 1:
             raise EnvironmentError(f"environment.max_steps: {max_steps} is below 1; use the paper's 50")
         if anchor not in ("observation", "state"):
-            raise EnvironmentError(f"environment.anchor: unknown anchor {anchor!r}; known: observation, state")
+            raise EnvironmentError(
+                f"environment.anchor: unknown anchor {anchor!r}; known: observation, state"
+            )
         self.max_steps = max_steps
         self.anchor = anchor
         self._play: Play | None = None

@@ -48,10 +48,10 @@ def read_goal(game: Game) -> Goal:
 class Expert:
     """Plays one episode.
 
-    With `explore` it acts on what has been shown: it searches likely receptacles, opening closed ones, until it
-    has seen what it needs. It goes through them in the order they are listed, onwards from where it stands, so
-    that a policy with a short memory can do the same. Without `explore` it knows from the start where everything
-    is. At every step, with probability `detour`, it does something idle but admissible instead.
+    With `explore` it acts on what has been shown: it searches likely receptacles, opening closed ones, until
+    it has seen what it needs. It goes through them in the order they are listed, onwards from where it
+    stands, so that a policy with a short memory can do the same. Without `explore` it knows from the start
+    where everything is. At every step, with probability `detour`, it does something idle but admissible.
     """
 
     def __init__(self, play: Play, rng: Random, detour: float = 0.0, explore: bool = False) -> None:
@@ -100,8 +100,14 @@ class Expert:
     def _wanted(self) -> str:
         """A goal object that has been seen and is not yet where it belongs."""
         placed = self._placed()
-        return next((name for name, place in self.inside.items()
-                     if self.kind.get(name) == self.goal.object and place in self.seen and name not in placed), "")
+        return next(
+            (
+                name
+                for name, place in self.inside.items()
+                if self.kind.get(name) == self.goal.object and place in self.seen and name not in placed
+            ),
+            "",
+        )
 
     def _placed(self) -> set[str]:
         if not self.target:
@@ -114,16 +120,31 @@ class Expert:
         return self._reach(place) or self._opened(place) or f"take {name} from {place}"
 
     def _use_lamp(self) -> str:
-        lamp = next((name for name, place in self.inside.items()
-                     if self.kind.get(name) == self.goal.lamp and place in self.seen), "")
+        lamp = next(
+            (
+                name
+                for name, place in self.inside.items()
+                if self.kind.get(name) == self.goal.lamp and place in self.seen
+            ),
+            "",
+        )
         return (self._reach(self.inside[lamp]) or f"use {lamp}") if lamp else self._search(self.goal.lamp)
 
     def _put_aside(self) -> str:
-        here = next((command for command in self.play.admissible if command.startswith(f"move {self.held} to ")), "")
+        here = next(
+            (command for command in self.play.admissible if command.startswith(f"move {self.held} to ")), ""
+        )
         if here:
             return here
-        fitting = [n for n in self.receptacles if n != self.target and (self.kind[n], self.kind[self.held]) in self.fits]
-        place = next((name for name in fitting if f"open {name}" in self.play.admissible), fitting[0] if fitting else "")
+        fitting = [
+            n
+            for n in self.receptacles
+            if n != self.target and (self.kind[n], self.kind[self.held]) in self.fits
+        ]
+        place = next(
+            (name for name in fitting if f"open {name}" in self.play.admissible),
+            fitting[0] if fitting else "",
+        )
         return self._reach(place) or self._opened(place) or "look"
 
     def _search(self, kind: str) -> str:
@@ -131,7 +152,9 @@ class Expert:
         unseen = [name for name in self.receptacles if name not in self.seen]
         if not unseen:
             return "look"
-        likely = [name for name in unseen if (self.kind[name], kind) in self.fits or kind.endswith("lamp")] or unseen
+        likely = [
+            name for name in unseen if (self.kind[name], kind) in self.fits or kind.endswith("lamp")
+        ] or unseen
         onwards = next((name for name in likely if name > self.place), likely[0])
         place = next((name for name in likely if self._at(name)), onwards)
         return self._reach(place) or self._opened(place) or f"examine {place}"

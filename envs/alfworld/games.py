@@ -33,7 +33,9 @@ def read_game(path: str | Path) -> dict[str, Any]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise EnvironmentError(f"{path}: cannot read the game file ({error.strerror}); {_GET_GAMES}") from None
+        raise EnvironmentError(
+            f"{path}: cannot read the game file ({error.strerror}); {_GET_GAMES}"
+        ) from None
     except ValueError as error:
         raise EnvironmentError(
             f"{path}: not a complete JSON file ({error}); it is cut or damaged: generate or download it again"
@@ -41,7 +43,9 @@ def read_game(path: str | Path) -> dict[str, Any]:
     keys = ("pddl_domain", "grammar", "pddl_problem")
     missing = [key for key in keys if not isinstance(data, dict) or not isinstance(data.get(key), str)]
     if missing:
-        raise EnvironmentError(f"{path}: key {missing[0]!r} is missing or not text; a game.tw-pddl needs {', '.join(keys)}")
+        raise EnvironmentError(
+            f"{path}: key {missing[0]!r} is missing or not text; a game.tw-pddl needs {', '.join(keys)}"
+        )
     return data
 
 
@@ -50,7 +54,9 @@ def load_game(path: str | Path) -> Game:
     try:
         stamp = os.stat(path)
     except OSError as error:
-        raise EnvironmentError(f"{path}: cannot read the game file ({error.strerror}); {_GET_GAMES}") from None
+        raise EnvironmentError(
+            f"{path}: cannot read the game file ({error.strerror}); {_GET_GAMES}"
+        ) from None
     return _load(str(path), stamp.st_mtime_ns, stamp.st_size)
 
 
@@ -64,12 +70,14 @@ def _load(path: str, modified: int, size: int) -> Game:
 
 
 class AlfworldTasks:
-    """The games of a folder: `json_2.1.1/<split>/...` or `<split>/...` under `data` (default: $ALFWORLD_DATA)."""
+    """The games under `data` (default: $ALFWORLD_DATA), in `json_2.1.1/<split>/...` or `<split>/...`."""
 
     def __init__(self, data: str | None = None, task_types: Sequence[str] = ()) -> None:
         root = data or os.environ.get("ALFWORLD_DATA", "")
         if not root:
-            raise EnvironmentError(f"environment.data: no folder given and ALFWORLD_DATA is not set; {_GET_GAMES}")
+            raise EnvironmentError(
+                f"environment.data: no folder given and ALFWORLD_DATA is not set; {_GET_GAMES}"
+            )
         unknown = sorted(set(task_types) - set(TASK_TYPES))
         if unknown:
             raise EnvironmentError(
@@ -84,9 +92,13 @@ class AlfworldTasks:
         Like the official collector it skips games without `solvable: true`, and movable and sliced ones.
         """
         folder = self._folder(split)
-        found = [task for path in sorted(folder.rglob(GAME_FILE)) if (task := self._task(path, folder)) is not None]
+        found = [
+            task for path in sorted(folder.rglob(GAME_FILE)) if (task := self._task(path, folder)) is not None
+        ]
         if not found:
-            raise EnvironmentError(f"{folder}: no solvable game of types {', '.join(self.task_types)}; {_GET_GAMES}")
+            raise EnvironmentError(
+                f"{folder}: no solvable game of types {', '.join(self.task_types)}; {_GET_GAMES}"
+            )
         return found
 
     def _folder(self, split: str) -> Path:
@@ -126,4 +138,6 @@ def _recorded_types(game: Path) -> Iterator[str]:
         try:
             yield str(json.loads(beside.read_text(encoding="utf-8"))["task_type"])
         except (OSError, ValueError, KeyError, TypeError):
-            raise EnvironmentError(f"{beside}: not a JSON object with 'task_type'; generate or download it again") from None
+            raise EnvironmentError(
+                f"{beside}: not a JSON object with 'task_type'; generate or download it again"
+            ) from None

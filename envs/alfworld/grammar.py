@@ -1,18 +1,14 @@
-"""The twl2 text of a game file as plain values: action templates, feedback and production rules.
-
-A game file is data from elsewhere. The official engine hands its `{expression}` parts to Python's eval; here
-they are parsed, and anything but entity attributes, string literals, `+` and `or` is refused.
-"""
+"""The twl2 text of a game file as plain values: action templates, feedback and production rules."""
 
 from __future__ import annotations
 
 import json
 import re
 import textwrap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from envs.alfworld.expression import Expression, parse_expression
 from envs.base import EnvironmentError
 
 
@@ -33,24 +29,6 @@ class Predicate:
 
 
 Condition: TypeAlias = tuple[Predicate, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Attribute:
-    """`o.name`; a bare `o` means its name."""
-
-    variable: str
-    attribute: str
-
-
-Term: TypeAlias = str | Attribute
-
-
-@dataclass(frozen=True, slots=True)
-class Expression:
-    """The first alternative whose terms do not join to nothing; the last one if all do."""
-
-    alternatives: tuple[tuple[Term, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +86,6 @@ _EACH = re.compile(
 _LITERAL = re.compile(r'"([^;|"<>\[\]#{}]*)"|([^;|"<>\[\]#{}]*)')
 _PREDICATE = re.compile(r"\s*(!?[\w/]+)\s*\(([^()]*)\)\s*")
 _PLACEHOLDER = re.compile(r"\s*([\w']+)\s*(?::\s*([\w/-]+)\s*)?")
-_EXPRESSION = re.compile(r"\s*(?:(?P<string>'[^'\\]*'|\"[^\"\\]*\")|(?P<name>[A-Za-z_]\w*)|(?P<mark>[.+()]))")
-_ATTRIBUTES = frozenset({"name", "id", "type", "definite", "indefinite"})
 
 
 def parse_grammar(text: str) -> Grammar:
@@ -131,7 +107,7 @@ def parse_grammar(text: str) -> Grammar:
 
 
 def parse_symbols(text: str) -> tuple[Symbol, ...]:
-    """The symbols of one right-hand side; like the official parser it stops where nothing matches any more."""
+    """The symbols of one right-hand side, up to where nothing matches, as the official parser reads it."""
     symbols: list[Symbol] = []
     position = 0
     while True:
@@ -147,34 +123,6 @@ def parse_condition(text: str) -> Condition:
     return tuple(_predicate(part, text) for part in text.split("&"))
 
 
-def parse_expression(text: str) -> Expression:
-    """An `{expression}`: entity attributes, string literals, `+`, `or`; anything else is refused."""
-    tokens = list(_expression_tokens(text))
-    alternatives: list[list[Term]] = [[]]
-    expect_term = True
-    position = 0
-    while position < len(tokens):
-        kind, value = tokens[position]
-        position += 1
-        if expect_term and kind == "string":
-            alternatives[-1].append(value[1:-1])
-        elif expect_term and kind == "name" and value != "or":
-            dotted = tokens[position : position + 2]
-            if dotted and dotted[0] == ("mark", "."):
-                alternatives[-1].append(_attribute(value, dotted, text))
-                position += 2
-            else:
-                alternatives[-1].append(Attribute(value, "name"))
-        elif not expect_term and (kind, value) == ("name", "or"):
-            alternatives.append([])
-        elif expect_term or (kind, value) != ("mark", "+"):
-            raise _refused(text)
-        expect_term = not expect_term
-    if expect_term:
-        raise _refused(text)
-    return Expression(tuple(map(tuple, alternatives)))
-
-
 class _Tokens:
     """The tokens of a twl2 document, read one at a time."""
 
@@ -185,7 +133,9 @@ class _Tokens:
             match = _DOCUMENT.match(text, position)
             if match is None:
                 line = text.count("\n", 0, position) + 1
-                raise EnvironmentError(f"grammar: line {line}: cannot read {text[position : position + 20]!r}")
+                raise EnvironmentError(
+                    f"grammar: line {line}: cannot read {text[position : position + 20]!r}"
+                )
             if match.lastgroup:
                 self._found.append((match.lastgroup, match[0]))
             position = match.end()
@@ -227,7 +177,9 @@ def _action(name: str, tokens: _Tokens) -> tuple[ActionText, dict[str, Any]]:
     if "template" not in fields or "feedback" not in fields:
         raise EnvironmentError(f"grammar: action {name}: needs a template and a feedback")
     kept = [line for line in fields.get("grammar", "{}").split("\n") if not line.lstrip().startswith("#")]
-    return ActionText(parse_symbols(fields["template"]), parse_symbols(fields["feedback"])), _json("\n".join(kept))
+    return ActionText(parse_symbols(fields["template"]), parse_symbols(fields["feedback"])), _json(
+        "\n".join(kept)
+    )
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -241,7 +193,9 @@ def _json(text: str) -> dict[str, Any]:
 
 
 def _entries(name: str, entry: Any) -> list[dict[str, Any]]:
-    valid = isinstance(entry, list) and all(isinstance(rule, dict) and isinstance(rule.get("rhs"), str) for rule in entry)
+    valid = isinstance(entry, list) and all(
+        isinstance(rule, dict) and isinstance(rule.get("rhs"), str) for rule in entry
+    )
     if not valid:
         raise EnvironmentError(f"grammar: rule {name!r} must be a list of objects with an 'rhs' text")
     return entry
@@ -280,7 +234,9 @@ def _each(match: re.Match[str], listed: bool) -> Each:
 def _predicate(text: str, whole: str) -> Predicate:
     match = _PREDICATE.fullmatch(text)
     if match is None:
-        raise EnvironmentError(f"grammar: cannot read condition {whole.strip()!r}; expected predicate(name:type, ...) & ...")
+        raise EnvironmentError(
+            f"grammar: cannot read condition {whole.strip()!r}; expected predicate(name:type, ...) & ..."
+        )
     parameters = []
     for part in match[2].split(",") if match[2].strip() else []:
         placeholder = _PLACEHOLDER.fullmatch(part)
@@ -288,26 +244,3 @@ def _predicate(text: str, whole: str) -> Predicate:
             raise EnvironmentError(f"grammar: cannot read {part.strip()!r} in condition {whole.strip()!r}")
         parameters.append(Placeholder(placeholder[1], placeholder[2] or placeholder[1]))
     return Predicate(match[1], tuple(parameters))
-
-
-def _expression_tokens(text: str) -> Iterator[tuple[str, str]]:
-    position, end = 0, len(text.rstrip())
-    while position < end:
-        match = _EXPRESSION.match(text, position)
-        if match is None or match.lastgroup is None:
-            raise _refused(text)
-        yield match.lastgroup, match[match.lastgroup]
-        position = match.end()
-
-
-def _attribute(variable: str, dotted: list[tuple[str, str]], text: str) -> Attribute:
-    if len(dotted) != 2 or dotted[1][0] != "name" or dotted[1][1] not in _ATTRIBUTES:
-        raise _refused(text)
-    return Attribute(variable, dotted[1][1])
-
-
-def _refused(text: str) -> EnvironmentError:
-    return EnvironmentError(
-        f"grammar: expression {text.strip()[:60]!r} refused; only entity.name (or id, type, definite, indefinite), "
-        "string literals, '+' and 'or' are understood"
-    )

@@ -37,8 +37,8 @@ class Literal:
 class Conjunct:
     """One disjunct of a condition: literals that must all hold, over `variables` (name -> type).
 
-    `refuted` holds conditions in the same normal form of which no disjunct may have a solution: what is left of
-    universal quantifiers.
+    `refuted` holds conditions in the same normal form of which no disjunct may have a solution: what is left
+    of universal quantifiers.
     """
 
     variables: dict[str, str]
@@ -57,7 +57,7 @@ class Effect:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A lifted action; `parameters` are (name, type) in the order of the domain file, names with their `?`."""
+    """A lifted action; `parameters` are (name, type) in the order of the domain file, names with `?`."""
 
     name: str
     parameters: tuple[tuple[str, str], ...]
@@ -89,7 +89,7 @@ class Problem:
 
 
 def read(text: str) -> list[SExpr]:
-    """The one parenthesised expression in `text`; raises EnvironmentError where parentheses do not balance."""
+    """The one parenthesised expression in `text`; raises EnvironmentError where it is cut or malformed."""
     stack: list[list[SExpr]] = [[]]
     for token in _TOKEN.findall(_COMMENT.sub("", text.lower())):
         if token == "(":
@@ -102,7 +102,9 @@ def read(text: str) -> list[SExpr]:
             closed = stack.pop()
             stack[-1].append(closed)
     if len(stack) != 1 or len(stack[0]) != 1 or isinstance(stack[0][0], str):
-        raise EnvironmentError("PDDL: expected one complete (define ...) expression; the text is cut or malformed")
+        raise EnvironmentError(
+            "PDDL: expected one complete (define ...) expression; the text is cut or malformed"
+        )
     return stack[0][0]
 
 
@@ -112,7 +114,9 @@ def parse_domain(text: str) -> Domain:
     types = dict(_typed(part for section in sections.get(":types", []) for part in section))
     constants = dict(_typed(part for section in sections.get(":constants", []) for part in section))
     actions = tuple(_action(section) for section in sections.get(":action", []))
-    unknown = sorted(set(sections) - {":requirements", ":types", ":constants", ":predicates", ":functions", ":action"})
+    unknown = sorted(
+        set(sections) - {":requirements", ":types", ":constants", ":predicates", ":functions", ":action"}
+    )
     if unknown:
         raise EnvironmentError(f"PDDL domain: section {unknown[0]} is not supported")
     return Domain(_supertypes(types), constants, actions)
@@ -129,7 +133,7 @@ def parse_problem(text: str) -> Problem:
 
 
 def normalise(formula: SExpr, variables: dict[str, str] | None = None) -> tuple[Conjunct, ...]:
-    """`formula` in disjunctive normal form; `variables` are the free ones, existential ones are added to them."""
+    """`formula` in disjunctive normal form; `variables` are the free ones, existential ones join them."""
     fresh = count()
     free = variables or {}
     return tuple(
@@ -152,8 +156,8 @@ def _sections(tree: Sequence[SExpr]) -> dict[str, list[list[SExpr]]]:
 def _typed(tokens: Iterator[SExpr] | Sequence[SExpr]) -> Iterator[tuple[str, str]]:
     """(name, type) pairs of a typed list; names without a type are of type `object`.
 
-    A comma belongs to the type's name, as it does in the official planner: `(?l - location, ?r - receptacle)` in
-    ALFWorld's domain therefore quantifies over the type `location,` that no object has, and never holds.
+    A comma belongs to the type's name, as it does in the official planner: `(?l - location, ?r - receptacle)`
+    in ALFWorld's domain therefore quantifies over the type `location,` that no object has, and never holds.
     """
     pending: list[str] = []
     stream = iter(tokens)
@@ -163,7 +167,9 @@ def _typed(tokens: Iterator[SExpr] | Sequence[SExpr]) -> Iterator[tuple[str, str
         if token == "-":
             kind = next(stream, None)
             if not isinstance(kind, str):
-                raise EnvironmentError("PDDL: a typed list ends in '-' or uses (either ...), which is not supported")
+                raise EnvironmentError(
+                    "PDDL: a typed list ends in '-' or uses (either ...), which is not supported"
+                )
             yield from ((name, kind) for name in pending)
             pending = []
         else:
@@ -184,7 +190,9 @@ def _supertypes(parents: dict[str, str]) -> dict[str, frozenset[str]]:
 def _action(section: list[SExpr]) -> Action:
     name, fields = section[0], section[1:]
     if not isinstance(name, str) or len(fields) % 2:
-        raise EnvironmentError(f"PDDL action {_show(name)}: expected :parameters, :precondition and :effect with values")
+        raise EnvironmentError(
+            f"PDDL action {_show(name)}: expected :parameters, :precondition and :effect with values"
+        )
     values = {_show(key): value for key, value in zip(fields[::2], fields[1::2], strict=True)}
     parameters = tuple(_typed(_list(values.get(":parameters", []))))
     precondition = normalise(values.get(":precondition", []), dict(parameters))
@@ -221,7 +229,7 @@ def _facts(section: list[SExpr]) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 def _normal(tree: SExpr, positive: bool, scope: dict[str, str], fresh: Iterator[int]) -> list[Conjunct]:
-    """Disjunctive normal form of `tree` (negated unless `positive`); `scope` maps names to their unique names."""
+    """Disjunctive normal form of `tree`, negated unless `positive`; `scope` maps names to unique names."""
     parts = _list(tree)
     head = parts[0] if parts else "and"
     if head == "not":
@@ -230,7 +238,11 @@ def _normal(tree: SExpr, positive: bool, scope: dict[str, str], fresh: Iterator[
         return _normal(["or", ["not", parts[1]], parts[2]], positive, scope, fresh)
     if head in ("and", "or"):
         alternatives = [_normal(part, positive, scope, fresh) for part in parts[1:]]
-        return _product(alternatives) if (head == "and") == positive else [c for group in alternatives for c in group]
+        return (
+            _product(alternatives)
+            if (head == "and") == positive
+            else [c for group in alternatives for c in group]
+        )
     if head in ("exists", "forall"):
         return _quantified(parts, (head == "exists") == positive, positive, scope, fresh)
     literal = _literal(parts, positive)

@@ -34,7 +34,9 @@ class Planner:
     facts: Mapping[str, Sequence[Fact]]
     _fan_outs: dict[tuple[str, tuple[int, ...]], float] = field(default_factory=dict)
 
-    def plan(self, conjunct: Conjunct, columns: Mapping[str, int], width: int) -> tuple[Query, dict[str, int]]:
+    def plan(
+        self, conjunct: Conjunct, columns: Mapping[str, int], width: int
+    ) -> tuple[Query, dict[str, int]]:
         """A query from rows of `width` columns, of which `columns` names the variables already bound.
 
         Returns it with the columns of all variables in its rows.
@@ -53,7 +55,9 @@ def constants_of(conjuncts: Iterable[Conjunct]) -> set[str]:
     """The object names that occur in a condition."""
     names: set[str] = set()
     for conjunct in conjuncts:
-        names.update(name for literal in conjunct.literals for name in literal.arguments if not name.startswith("?"))
+        names.update(
+            name for literal in conjunct.literals for name in literal.arguments if not name.startswith("?")
+        )
         names.update(*map(constants_of, conjunct.refuted))
     return names
 

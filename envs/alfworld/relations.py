@@ -35,7 +35,7 @@ def tuple_getter(positions: Sequence[int]) -> Callable[[Sequence[int]], Row]:
 
 @dataclass(slots=True)
 class Schema:
-    """The access paths of all queries of one rule set, in order of registration; a path's place is its slot."""
+    """The access paths of all queries of one rule set; a path's place in the order of arrival is its slot."""
 
     paths: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
 
@@ -44,7 +44,9 @@ class Schema:
 
     def of(self, predicate: str) -> list[tuple[int, Getter]]:
         """(slot, key of a fact) of every access path of `predicate`."""
-        return [(slot, getter(positions)) for (name, positions), slot in self.paths.items() if name == predicate]
+        return [
+            (slot, getter(positions)) for (name, positions), slot in self.paths.items() if name == predicate
+        ]
 
 
 class Relations:

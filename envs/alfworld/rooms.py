@@ -8,7 +8,12 @@ from random import Random
 
 from envs.alfworld.wheel import FloorPlan, Pose, Wheel
 
-_STANDING_ON_COUNTER = {"CoffeeMachine": 1, "Microwave": 1, "StoveBurner": 4, "Toaster": 1}  # how many a room has
+_STANDING_ON_COUNTER = {
+    "CoffeeMachine": 1,
+    "Microwave": 1,
+    "StoveBurner": 4,
+    "Toaster": 1,
+}  # how many a room has
 _HANGING = {"HandTowelHolder", "TowelHolder", "ToiletPaperHanger"}
 _COUNTERS = ("CounterTop", "DiningTable", "SideTable", "Desk", "Dresser")
 _COUNTER_HEIGHT, _HANGING_HEIGHT, _REACH, _GRID = 0.9, 1.4, 0.6, 0.25  # metres
@@ -42,8 +47,10 @@ def furnish(plan: FloorPlan, wheel: Wheel, rng: Random) -> list[Surface]:
     The layout's own keep their positions. Those that the plan lists without a position are placed where such
     things are: burners and machines on a counter, holders on a wall, the rest on the floor along the wall.
     """
-    real = [(name + "|BathtubBasin" if name.startswith("Bathtub|") and name.count("|") == 3 else name, pose)
-            for name, pose in plan.surfaces]
+    real = [
+        (name + "|BathtubBasin" if name.startswith("Bathtub|") and name.count("|") == 3 else name, pose)
+        for name, pose in plan.surfaces
+    ]
     surfaces = [
         Surface(name, kind_of(name), pose, kind_of(name) in wheel.openable)
         for name, pose in real
@@ -73,7 +80,9 @@ def _free_points(plan: FloorPlan, surfaces: list[Surface]) -> list[tuple[float, 
     return [point for point in plan.standing if point not in taken]
 
 
-def _placed(kind: str, on: Surface | None, free: list[tuple[float, float]], wheel: Wheel, rng: Random) -> Surface:
+def _placed(
+    kind: str, on: Surface | None, free: list[tuple[float, float]], wheel: Wheel, rng: Random
+) -> Surface:
     """A surface of `kind` on a counter or along a wall; its standing point is taken out of `free`."""
     if on is not None:
         x, y, z = on.position

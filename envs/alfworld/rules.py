@@ -9,7 +9,7 @@ from itertools import chain
 from envs.alfworld.grammar import Placeholder, parse_grammar, parse_symbols
 from envs.alfworld.pddl import Action, Conjunct, Domain, Effect, Literal
 from envs.alfworld.planning import Planner, constants_of
-from envs.alfworld.relations import Fact, Query, Relations, Row, Schema, tuple_getter
+from envs.alfworld.relations import Fact, Getter, Query, Relations, Row, Schema, getter, tuple_getter
 from envs.alfworld.story import Compiler, Node, type_predicate
 from envs.base import EnvironmentError
 
@@ -41,14 +41,12 @@ class CompiledAction:
     idle: tuple[tuple[int, int], ...] | None  # argument pairs whose equality makes the action change nothing
     effects: tuple[CompiledEffect, ...]
     template: Node
-    fixed_template: bool  # the typed text depends on the arguments alone
+    typed_by: Getter | None  # the arguments that decide how the action is typed; None: the state decides, too
     feedback: Node
 
     def instances(self, constants: Row, state: Relations) -> list[Row]:
         """The argument tuples under which the action is applicable and changes something."""
-        found = [
-            arguments(row) for query, arguments in self.queries for row in query.rows(constants, state)
-        ]
+        found = [arguments(row) for query, arguments in self.queries for row in query.rows(constants, state)]
         if self.idle is not None:
             found = [row for row in found if not all(row[i] == row[j] for i, j in self.idle)]
         return list(dict.fromkeys(found)) if len(self.queries) > 1 else found
@@ -81,11 +79,12 @@ def compile_rules(domain: Domain, grammar_text: str, facts: Mapping[str, Sequenc
         if text is None:
             raise EnvironmentError(f"grammar: action {action.name!r} of the domain has no template")
         signature = tuple(Placeholder(name.removeprefix("?"), kind) for name, kind in action.parameters)
-        compiler.predicates.clear()
+        compiler.clear()
         template = compiler.symbols(text.template, signature)
         fixed = not {name.removeprefix("not_") for name in compiler.predicates} & domain.fluents
+        typed_by = getter(sorted(i for i in compiler.columns if i < len(signature))) if fixed else None
         feedback = compiler.symbols(text.feedback, signature)
-        actions.append(_action(action, planner, template, fixed, feedback))
+        actions.append(_action(action, planner, template, typed_by, feedback))
     negated = {f"not_{name}" for name in domain.fluents}
     return Rules(domain, schema, tuple(constants), domain.fluents | negated, tuple(actions), intro)
 
@@ -98,7 +97,9 @@ def _constants(action: Action) -> set[str]:
     return names
 
 
-def _action(action: Action, planner: Planner, template: Node, fixed: bool, feedback: Node) -> CompiledAction:
+def _action(
+    action: Action, planner: Planner, template: Node, typed_by: Getter | None, feedback: Node
+) -> CompiledAction:
     start = len(planner.constants)
     names = [name for name, _ in action.parameters]
     queries = []
@@ -107,7 +108,8 @@ def _action(action: Action, planner: Planner, template: Node, fixed: bool, feedb
         queries.append((query, tuple_getter([columns[name] for name in names])))
     columns = {name: start + i for i, name in enumerate(names)}
     effects = tuple(_effect(effect, planner, columns) for effect in action.effects)
-    return CompiledAction(action.name, tuple(queries), _idle(action), effects, template, fixed, feedback)
+    idle = _idle(action)
+    return CompiledAction(action.name, tuple(queries), idle, effects, template, typed_by, feedback)
 
 
 def _effect(effect: Effect, planner: Planner, columns: dict[str, int]) -> CompiledEffect:
@@ -116,7 +118,9 @@ def _effect(effect: Effect, planner: Planner, columns: dict[str, int]) -> Compil
     unconditional = (Conjunct(effect.variables, ()),) if effect.variables else (None,)
     for conjunct in unconditional if effect.condition is None else effect.condition:
         query, bound = (None, columns) if conjunct is None else planner.plan(conjunct, columns, width)
-        places = [bound[n] if n.startswith("?") else planner.constants.index(n) for n in effect.literal.arguments]
+        places = [
+            bound[n] if n.startswith("?") else planner.constants.index(n) for n in effect.literal.arguments
+        ]
         arguments.append(tuple_getter(places))
         queries.append(query)
     literal = effect.literal
@@ -147,13 +151,19 @@ def _idle(action: Action) -> tuple[tuple[int, int], ...] | None:
 
 
 def _unifiable(one: Literal, other: Literal) -> bool:
-    if (one.predicate, one.positive, len(one.arguments)) != (other.predicate, other.positive, len(other.arguments)):
+    if (one.predicate, one.positive, len(one.arguments)) != (
+        other.predicate,
+        other.positive,
+        len(other.arguments),
+    ):
         return False
     pairs = zip(one.arguments, other.arguments, strict=True)
     return all(a == b or (a.startswith("?") and b.startswith("?")) for a, b in pairs)
 
 
-def type_facts(objects: Mapping[str, str], numbers: Mapping[str, int], domain: Domain) -> dict[str, list[Fact]]:
+def type_facts(
+    objects: Mapping[str, str], numbers: Mapping[str, int], domain: Domain
+) -> dict[str, list[Fact]]:
     """The unary relations of all types; raises EnvironmentError for an object of an unknown type."""
     facts: dict[str, list[Fact]] = {}
     for name, kind in objects.items():

@@ -1,7 +1,7 @@
 """The grammar compiled against a rule set's access paths: text from a state, without re-reading the grammar.
 
-A rule is compiled once for each set of placeholders it can be reached with (the parameters of the action, plus
-what enclosing conditions bind), so a context at run time is one row of object numbers.
+A rule is compiled once for each set of placeholders it can be reached with (the parameters of the action,
+plus what enclosing conditions bind), so a context at run time is one row of object numbers.
 """
 
 from __future__ import annotations
@@ -10,8 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from envs.alfworld.grammar import Attribute, Condition, Each, Expression, Grammar, Placeholder, Reference, Symbol
-from envs.alfworld.relations import Distinct, Match, Query, Relations, Row, Schema, Stage, Test, getter, tuple_getter
+from envs.alfworld.expression import Attribute, Expression
+from envs.alfworld.grammar import Condition, Each, Grammar, Placeholder, Reference, Symbol
+from envs.alfworld.relations import (
+    Distinct,
+    Match,
+    Query,
+    Relations,
+    Row,
+    Schema,
+    Stage,
+    Test,
+    getter,
+    tuple_getter,
+)
 from envs.base import EnvironmentError
 
 Signature: TypeAlias = tuple[Placeholder, ...]
@@ -116,9 +128,16 @@ class Compiler:
     schema: Schema
     types: frozenset[str]
     unsafe: frozenset[str]  # predicates whose story the official engine tells differently from what happened
-    predicates: set[str] = field(default_factory=set)  # everything the compiled text depends on
+    predicates: set[str] = field(default_factory=set)  # what text compiled since the last `clear` depends on:
+    columns: set[int] = field(default_factory=set)  # relations, and columns of the row
     _done: dict[tuple[str, Signature], Node] = field(default_factory=dict)
     _open: list[tuple[str, Signature]] = field(default_factory=list)
+
+    def clear(self) -> None:
+        """Forgets what text compiled so far depends on, and with it the compiled text."""
+        self.predicates.clear()
+        self.columns.clear()
+        self._done.clear()
 
     def symbols(self, symbols: Sequence[Symbol], signature: Signature) -> Node:
         """One node for a right-hand side reached with the placeholders `signature`."""
@@ -159,7 +178,8 @@ class Compiler:
         glue = None
         if each.listed:
             empty, separator, last = (
-                self._reference(name, signature) for name in ("list_empty", "list_separator", "list_last_separator")
+                self._reference(name, signature)
+                for name in ("list_empty", "list_separator", "list_last_separator")
             )
             glue = (empty, separator, last)
         return Repeat(query, self._body(each.body, inner), glue)
@@ -173,13 +193,23 @@ class Compiler:
     def _terms(self, terms: Sequence[str | Attribute], signature: Signature) -> Node:
         parts: list[Node] = []
         for term in terms:
-            part = Text(term) if isinstance(term, str) else _value(term, signature)
+            part = Text(term) if isinstance(term, str) else self._value(term, signature)
             last = parts[-1] if parts else None
             if isinstance(part, Text) and isinstance(last, Text):
                 parts[-1] = Text(last.text + part.text)
             else:
                 parts.append(part)
         return parts[0] if len(parts) == 1 else Joined(tuple(parts))
+
+    def _value(self, term: Attribute, signature: Signature) -> Text | Value:
+        # a name may stand for placeholders of two types: the one bound last counts
+        columns = [i for i, placeholder in enumerate(signature) if placeholder.name == term.variable]
+        if not columns:
+            known = ", ".join(placeholder.name for placeholder in signature) or "none"
+            raise EnvironmentError(f"grammar: {term.variable!r} is not bound here; bound: {known}")
+        self.columns.add(columns[-1])
+        fixed = _ARTICLES.get(term.attribute)
+        return Value(columns[-1], term.attribute) if fixed is None else Text(fixed)
 
     def _query(self, condition: Condition, signature: Signature) -> tuple[Query, Signature]:
         """A condition as a join in the order it is written; also the placeholders its rows hold.
@@ -195,6 +225,7 @@ class Compiler:
             known = [i for i, p in enumerate(predicate.parameters) if p in bound]
             new = [i for i, p in enumerate(predicate.parameters) if p not in bound]
             columns = [bound.index(predicate.parameters[i]) for i in known]
+            self.columns.update(columns if not new else range(old))  # new values differ from all others
             bound.extend(predicate.parameters[i] for i in new)
             slot = self.schema.slot(predicate.name, tuple(known))
             if not new:
@@ -203,16 +234,21 @@ class Compiler:
             stages.append(Match(slot, getter(columns), tuple_getter(new)))
             stages.append(Distinct(old))
             stages.extend(
-                Test(self.schema.slot(type_predicate(bound[i].type), (0,)), getter([i]), True) for i in range(old, len(bound))
+                Test(self.schema.slot(type_predicate(bound[i].type), (0,)), getter([i]), True)
+                for i in range(old, len(bound))
             )
         return Query(tuple(stages)), tuple(bound)
 
     def _check(self, predicate: str, parameters: Sequence[Placeholder]) -> None:
         unknown = next((p for p in parameters if p.type not in self.types), None)
         if unknown is not None:
-            raise EnvironmentError(f"grammar: type {unknown.type!r} in a condition on {predicate!r} is not in the domain")
+            raise EnvironmentError(
+                f"grammar: type {unknown.type!r} in a condition on {predicate!r} is not in the domain"
+            )
         if predicate.removeprefix("not_") in self.unsafe:
-            raise EnvironmentError(f"grammar: conditions on {predicate!r}, which has conditional effects, are not supported")
+            raise EnvironmentError(
+                f"grammar: conditions on {predicate!r}, which has conditional effects, are not supported"
+            )
         if len(set(parameters)) != len(parameters):
             raise EnvironmentError(f"grammar: a condition on {predicate!r} names a placeholder twice")
 
@@ -220,13 +256,3 @@ class Compiler:
 def type_predicate(kind: str) -> str:
     """The unary relation that holds the objects of a type and its subtypes."""
     return f"type:{kind}"
-
-
-def _value(term: Attribute, signature: Signature) -> Text | Value:
-    # a name may stand for placeholders of two types: the one bound last counts
-    columns = [i for i, placeholder in enumerate(signature) if placeholder.name == term.variable]
-    if not columns:
-        known = ", ".join(placeholder.name for placeholder in signature) or "none"
-        raise EnvironmentError(f"grammar: {term.variable!r} is not bound here; bound: {known}")
-    fixed = _ARTICLES.get(term.attribute)
-    return Value(columns[-1], term.attribute) if fixed is None else Text(fixed)

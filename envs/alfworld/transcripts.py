@@ -1,8 +1,8 @@
 """Recorded walks of the official engine, and their replay here: every string, list and flag must be the same.
 
 A transcript is one gzipped JSON file a game: `{task_type, task, pddl_problem, intro: {feedback, admissible},
-steps: [{command, feedback, admissible, won, done}]}`; domain and grammar are the alfworld wheel's, with `task`
-in the place of UNKNOWN GOAL.
+steps: [{command, feedback, admissible, won, done}]}`; domain and grammar are the alfworld wheel's, with
+`task` in the place of UNKNOWN GOAL.
 """
 
 from __future__ import annotations
@@ -62,8 +62,11 @@ def replay(transcript: Mapping[str, Any]) -> Replay:
 def differences(official: Mapping[str, Any], play: Play) -> list[str]:
     """How the state of `play` differs from what the official engine showed: one line for each field."""
     ours = {"feedback": play.feedback, "admissible": list(play.admissible), "won": play.won, "done": play.won}
-    return [_difference(field, official[field], ours[field]) for field in ours
-            if field in official and official[field] != ours[field]]
+    return [
+        _difference(field, official[field], ours[field])
+        for field in ours
+        if field in official and official[field] != ours[field]
+    ]
 
 
 def _difference(field: str, official: Any, ours: Any) -> str:

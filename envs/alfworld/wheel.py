@@ -1,4 +1,4 @@
-"""The `alfworld` wheel as a data package: its files are read and its literals parsed, nothing of it is imported.
+"""The `alfworld` wheel as a data package: files are read, literals parsed, nothing of it is imported.
 
 It is installed without its dependencies (`pip install --no-deps alfworld==0.4.2`, MIT) and supplies the PDDL
 domain, the grammar, goal templates, containment tables and the layouts of the AI2-THOR floor plans.
@@ -105,7 +105,11 @@ def _read(root: Path) -> Wheel:
     return Wheel(
         domain=(root / "data" / "alfred.pddl").read_text(encoding="utf-8"),
         grammar=(root / "data" / "alfred.twl2").read_text(encoding="utf-8"),
-        goals={n: Goal(g["pddl"].replace("#", "-"), tuple(g["templates"])) for n, g in goals.items() if "pddl" in g},
+        goals={
+            n: Goal(g["pddl"].replace("#", "-"), tuple(g["templates"]))
+            for n, g in goals.items()
+            if "pddl" in g
+        },
         rooms={name: frozenset(rooms) for name, rooms in tables["GOALS_VALID"].items()},
         holds={name: frozenset(kinds) for name, kinds in holds.items() if name not in movable},
         actions={name: frozenset(kinds) for name, kinds in tables["VAL_ACTION_OBJECTS"].items()},
@@ -125,7 +129,9 @@ def _floor_plan(layouts: Path, number: int, room: str) -> FloorPlan:
         number,
         room,
         tuple(sorted(kinds)),
-        tuple((name, Pose(x, z, int(turn), int(tilt))) for name, (x, z, turn, tilt) in sorted(surfaces.items())),
+        tuple(
+            (name, Pose(x, z, int(turn), int(tilt))) for name, (x, z, turn, tilt) in sorted(surfaces.items())
+        ),
         tuple(sorted((float(x), float(z)) for x, z in points)),
     )
 
@@ -143,7 +149,7 @@ class _Ranges(ast.NodeTransformer):
 
 
 def _literals(source: str) -> Iterator[tuple[str, Any]]:
-    """The module-level `name = literal`, `table["name"] = literal` and `name.extend(literal)` of a Python file."""
+    """The module-level `name = literal`, `t["name"] = literal` and `name.extend(literal)` of a source."""
     lists: dict[str, list[Any]] = {}
     for node in ast.parse(source).body:
         name, value = _binding(node)
@@ -167,6 +173,8 @@ def _binding(node: ast.stmt) -> tuple[str, ast.expr | None]:
             return name, value
         case ast.Assign(targets=[ast.Subscript(slice=ast.Constant(value=str(name)))], value=value):
             return name, value
-        case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="extend"), args=[value])):
+        case ast.Expr(
+            value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="extend"), args=[value])
+        ):
             return name, value
     return "", None

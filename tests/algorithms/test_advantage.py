@@ -92,6 +92,15 @@ def test_the_paper_lets_earlier_steps_feel_a_penalty_and_the_reference_does_not(
     assert reference.step.tolist() == [0.0, -0.25, 0.0, 0.25]
 
 
+def test_the_reference_rounds_a_group_s_mean_to_float32() -> None:
+    # 18 successes and 2 with a penalty: 0.3248888 in golden p08, 0.3248826 in exact arithmetic.
+    rows = table([episode(0, 10.0, valid=[index >= 2]) for index in range(20)])
+    cfg = AdvantageConfig(preset="reference", estimator="grpo")
+    assert estimate(rows, cfg).total[-1] == pytest.approx(0.3248888, abs=5e-7)
+    exact = AdvantageConfig(preset="paper", estimator="grpo")
+    assert estimate(rows, exact).total[-1] == pytest.approx(0.3248826, abs=5e-7)
+
+
 def test_similarity_groups_observations_instead_of_keys() -> None:
     rows = table([Episode(0, [1.0], ["go to shelf 1"], [True]), Episode(0, [3.0], ["go to shelf 2"], [True])])
     assert estimate(rows, MEAN).step.tolist() == [0.0, 0.0]
@@ -143,6 +152,27 @@ def test_order_of_rows_changes_no_bit(episodes: list[Episode], cfg: AdvantageCon
     restored = at(shuffled, np.argsort(order))
     assert_same_bits(straight, restored)
     assert partition(restored.step_group) == partition(straight.step_group)
+
+
+def test_scores_add_up_in_time_order_however_rows_are_stored() -> None:
+    # 1e16 - 1e16 + 1 is 1, backwards 1 - 1e16 + 1e16 is 0.
+    rows = table([episode(0, 1e16, -1e16, 1.0), episode(0, 0.0)])
+    backwards = take(rows, np.array([3, 2, 1, 0]))
+    cfg = AdvantageConfig(estimator="grpo", normalization="mean")
+    assert estimate(rows, cfg).total.tolist() == [0.5, 0.5, 0.5, -0.5]
+    assert estimate(backwards, cfg).total.tolist() == [-0.5, 0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("estimator", ["gigpo", "grpo", "rloo"])
+def test_order_changes_no_bit_where_sums_cancel(estimator: Literal["gigpo", "grpo", "rloo"]) -> None:
+    # Added in the order they come, these give a mean that differs between orders even in float32.
+    scores = [sign * 1e8 / part for part in (3, 7, 11) for sign in (1, -1)] + [0.1]
+    cfg = AdvantageConfig(estimator=estimator, normalization="mean")
+    rows = table([episode(0, score, states="a") for score in scores])
+    straight = estimate(rows, cfg)
+    for seed in range(100):
+        order = np.random.default_rng(seed).permutation(len(scores))
+        assert_same_bits(estimate(take(rows, order), cfg), at(straight, order))
 
 
 @given(EPISODES, CONFIGS, st.randoms())
@@ -204,6 +234,15 @@ def test_moments_agree_with_numpy(pairs: list[tuple[float, int]]) -> None:
         deviation = members.std(ddof=1) if len(members) > 1 else 0.0
         np.testing.assert_allclose(stats.mean[index], mean, rtol=1e-12, atol=1e-9)
         np.testing.assert_allclose(stats.std[index], deviation, rtol=1e-7, atol=1e-9)
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=30), st.randoms())
+def test_moments_do_not_depend_on_order_by_a_single_bit(values: list[float], random: Random) -> None:
+    one = np.zeros(len(values), dtype=np.int64)
+    straight = moments(np.array(values), one, 1)
+    shuffled = moments(np.array(random.sample(values, len(values))), one, 1)
+    assert straight.mean.tobytes() == shuffled.mean.tobytes()
+    assert straight.std.tobytes() == shuffled.std.tobytes()
 
 
 def test_moments_of_identical_values_are_exact() -> None:

@@ -52,3 +52,13 @@ def random_steps(count: int, vocab: int = 203, seed: int = 0) -> tuple[Step, ...
         )
         for _ in range(count)
     )
+
+
+def write_agent(directory: Path, seed: int = 0) -> Path:
+    """A random policy together with a tokenizer that knows a few ALFWorld words."""
+    from gigpo_mega.rollout.vocabulary import train_tokenizer
+
+    words = ("go to desk 1, take mug 1 from desk 1, open drawer 1, You arrive at desk 1. On the desk 1, you see a mug 1.",)
+    size = train_tokenizer(words * 4, 400, directory)
+    write_policy(directory, seed=seed, vocab_size=-(-size // 8) * 8, max_position_embeddings=512, eos_token_id=1)
+    return directory

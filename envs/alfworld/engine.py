@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 from envs.alfworld.grammar import parse_symbols
 from envs.alfworld.pddl import Domain, Problem, parse_domain, parse_problem
@@ -18,9 +18,13 @@ from envs.alfworld.planning import Planner, constants_of
 from envs.alfworld.relations import Fact, Relations, Row, Schema
 from envs.alfworld.rules import CompiledAction, Rules, compile_rules, type_facts
 from envs.alfworld.story import Scene
+from envs.base import EnvironmentError
 
 NOTHING_HAPPENS = "Nothing happens."
+Commands: TypeAlias = dict[str, tuple[CompiledAction, Row]]
+
 _HOLE = "\ue000"
+_MOST_OFFERS = 1024
 _TASK = re.compile(r'("task"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*)("(?:[^"\\]|\\.)*")')
 
 
@@ -54,7 +58,9 @@ class Game:
             "id": names,
             "type": [kinds[name] for name in names],
         }
-        self.typed: dict[tuple[str, Any], str] = {}  # how ground actions are typed, filled as they come up
+        # filled as they come up: how ground actions are typed, and all commands of an action in a situation
+        self.typed: dict[tuple[str, Any], str] = {}
+        self.offers: dict[tuple[str, tuple[Fact, ...]], Commands] = {}
 
     def play(self) -> Play:
         """A new episode."""
@@ -97,14 +103,30 @@ class Play:
             self.state.remove(f"not_{predicate}", fact)
 
     def _refresh(self) -> None:
-        game, state = self.game, self.state
-        commands: dict[str, tuple[CompiledAction, Row]] = {}
-        for action in game.rules.actions:
-            for arguments in action.instances(game.constants, state):
-                commands.setdefault(self._type(action, arguments), (action, arguments))
+        commands: Commands = {}
+        for action in reversed(self.game.rules.actions):
+            commands.update(self._offer(action))
         self._commands = commands
         self.admissible = tuple(sorted(commands))
-        self.won = any(query.rows(game.goal_constants, state) for query in game.goal)
+        self.won = any(query.rows(self.game.goal_constants, self.state) for query in self.game.goal)
+
+    def _offer(self, action: CompiledAction) -> Commands:
+        """The commands that one action admits now."""
+        if action.reads is None:
+            return self._commands_of(action)
+        key = (action.name, self.state.indexes[action.reads].get((), ()))
+        offers = self.game.offers
+        if key not in offers:
+            if len(offers) == _MOST_OFFERS:
+                offers.clear()
+            offers[key] = self._commands_of(action)
+        return offers[key]
+
+    def _commands_of(self, action: CompiledAction) -> Commands:
+        commands: Commands = {}
+        for arguments in action.instances(self.game.constants, self.state):
+            commands.setdefault(self._type(action, arguments), (action, arguments))
+        return commands
 
     def _type(self, action: CompiledAction, arguments: Row) -> str:
         if action.typed_by is None:
@@ -142,6 +164,9 @@ def compile_game(domain_text: str, grammar_text: str, problem_text: str) -> Game
     numbers = {name: i for i, name in enumerate(names)}
     facts: dict[str, list[Fact]] = type_facts(objects, numbers, domain)
     for predicate, arguments in problem.facts:
+        undeclared = next((name for name in arguments if name not in numbers), None)
+        if undeclared is not None:
+            raise EnvironmentError(f"PDDL problem: object {undeclared!r} is used but not declared")
         facts.setdefault(predicate, []).append(tuple(numbers[name] for name in arguments))
     shared, task = split_task(grammar_text)
     return Game(_rules(domain_text, shared, facts), problem, names, facts, task)

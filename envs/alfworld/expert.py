@@ -75,7 +75,7 @@ class Expert:
         command = self._detour() or self._purposeful()
         if command not in self.play.admissible:
             command = "look"
-        self._remember(command)
+        self.observe(command)
         return command
 
     def _detour(self) -> str:
@@ -168,8 +168,8 @@ class Expert:
     def _opened(self, place: str) -> str:
         return f"open {place}" if f"open {place}" in self.play.admissible else ""
 
-    def _remember(self, command: str) -> None:
-        """What follows from a command that is about to be played."""
+    def observe(self, command: str) -> None:
+        """Notes what follows from an admissible command that is about to be played, whoever chose it."""
         verb, _, rest = command.partition(" ")
         if verb == "take":
             self.held, _, _ = rest.partition(" from ")

@@ -65,8 +65,9 @@ def _load(path: str, modified: int, size: int) -> Game:
     data = read_game(path)
     try:
         return compile_game(data["pddl_domain"], data["grammar"], data["pddl_problem"])
-    except EnvironmentError as error:
-        raise EnvironmentError(f"{path}: {error}; generate or download it again") from None
+    except (ValueError, LookupError, RecursionError) as error:  # EnvironmentError is a ValueError
+        reason = str(error) if isinstance(error, EnvironmentError) else f"cannot be understood ({error!r})"
+        raise EnvironmentError(f"{path}: {reason}; generate or download it again") from None
 
 
 class AlfworldTasks:

@@ -62,6 +62,15 @@ def constants_of(conjuncts: Iterable[Conjunct]) -> set[str]:
     return names
 
 
+def predicates_of(conjuncts: Iterable[Conjunct]) -> set[str]:
+    """The predicates that occur in a condition."""
+    names: set[str] = set()
+    for conjunct in conjuncts:
+        names.update(literal.predicate for literal in conjunct.literals)
+        names.update(*map(predicates_of, conjunct.refuted))
+    return names
+
+
 class _Plan:
     """One greedy planning run."""
 

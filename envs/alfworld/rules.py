@@ -8,7 +8,7 @@ from itertools import chain
 
 from envs.alfworld.grammar import Placeholder, parse_grammar, parse_symbols
 from envs.alfworld.pddl import Action, Conjunct, Domain, Effect, Literal
-from envs.alfworld.planning import Planner, constants_of
+from envs.alfworld.planning import Planner, constants_of, predicates_of
 from envs.alfworld.relations import Fact, Getter, Query, Relations, Row, Schema, getter, tuple_getter
 from envs.alfworld.story import Compiler, Node, type_predicate
 from envs.base import EnvironmentError
@@ -43,6 +43,7 @@ class CompiledAction:
     template: Node
     typed_by: Getter | None  # the arguments that decide how the action is typed; None: the state decides, too
     feedback: Node
+    reads: int | None  # slot of all facts of the one changing predicate that decides where this is applicable
 
     def instances(self, constants: Row, state: Relations) -> list[Row]:
         """The argument tuples under which the action is applicable and changes something."""
@@ -84,7 +85,7 @@ def compile_rules(domain: Domain, grammar_text: str, facts: Mapping[str, Sequenc
         fixed = not {name.removeprefix("not_") for name in compiler.predicates} & domain.fluents
         typed_by = getter(sorted(i for i in compiler.columns if i < len(signature))) if fixed else None
         feedback = compiler.symbols(text.feedback, signature)
-        actions.append(_action(action, planner, template, typed_by, feedback))
+        actions.append(_action(action, planner, domain.fluents, template, typed_by, feedback))
     negated = {f"not_{name}" for name in domain.fluents}
     return Rules(domain, schema, tuple(constants), domain.fluents | negated, tuple(actions), intro)
 
@@ -98,7 +99,12 @@ def _constants(action: Action) -> set[str]:
 
 
 def _action(
-    action: Action, planner: Planner, template: Node, typed_by: Getter | None, feedback: Node
+    action: Action,
+    planner: Planner,
+    fluents: frozenset[str],
+    template: Node,
+    typed_by: Getter | None,
+    feedback: Node,
 ) -> CompiledAction:
     start = len(planner.constants)
     names = [name for name, _ in action.parameters]
@@ -108,8 +114,18 @@ def _action(
         queries.append((query, tuple_getter([columns[name] for name in names])))
     columns = {name: start + i for i, name in enumerate(names)}
     effects = tuple(_effect(effect, planner, columns) for effect in action.effects)
-    idle = _idle(action)
-    return CompiledAction(action.name, tuple(queries), idle, effects, template, typed_by, feedback)
+    changing = predicates_of(action.precondition) & fluents
+    simple = typed_by is not None and len(changing) == 1
+    return CompiledAction(
+        name=action.name,
+        queries=tuple(queries),
+        idle=_idle(action),
+        effects=effects,
+        template=template,
+        typed_by=typed_by,
+        feedback=feedback,
+        reads=planner.schema.slot(next(iter(changing)), ()) if simple else None,
+    )
 
 
 def _effect(effect: Effect, planner: Planner, columns: dict[str, int]) -> CompiledEffect:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +29,38 @@ def _cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+@dataclass(frozen=True)
+class Served:
+    """A real SGLang server with the weights of `model`, tagged version 0."""
+
+    model: Path
+    url: str
+
+
+@pytest.fixture(scope="session")
+def sglang_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    from gigpo_mega.config import EngineConfig
+    from gigpo_mega.rollout.server import SGLangServer
+    from tests.tiny import write_policy
+
+    folder = tmp_path_factory.mktemp("sglang")
+    model = write_policy(folder / "model")
+    with SGLangServer(model, EngineConfig(max_total_tokens=8192), folder / "sglang.log") as server:
+        yield Served(model, server.url)
+
+
+@pytest.fixture
+def served(sglang_server: Served) -> Served:
+    """The session's server, brought back to version 0 where a test before pushed other weights."""
+    from safetensors.torch import load_file
+
+    from gigpo_mega.weights.push import PushError, WeightPusher
+
+    pusher = WeightPusher(sglang_server.url)
+    try:
+        pusher.verify(0)
+    except PushError:
+        pusher.push(load_file(sglang_server.model / "model.safetensors").items(), version=0)
+    return sglang_server

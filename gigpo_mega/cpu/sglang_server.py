@@ -7,21 +7,54 @@ sglang is imported. For that this must stay a plain module (spawn skips a packag
 
 from __future__ import annotations
 
+import importlib.abc
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 from gigpo_mega.cpu import stubs
 
+REGISTRY = "sglang.srt.layers.attention.attention_registry"
 ARGUMENTS = (
-    "--device", "cpu",
-    "--attention-backend", "torch_native",
-    "--sampling-backend", "pytorch",
-    "--grammar-backend", "none",
-    "--disable-overlap-schedule",
-    "--cuda-graph-backend-decode", "disabled",
-    "--cuda-graph-backend-prefill", "disabled",
-)  # fmt: skip
+    *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
+    *("--grammar-backend", "none", "--disable-overlap-schedule"),
+    *("--cuda-graph-backend-decode", "disabled", "--cuda-graph-backend-prefill", "disabled"),
+)
+
+
+class _AttentionHook(importlib.abc.MetaPathFinder):
+    """Registers our attention under the name "torch_native" right after SGLang's registry is imported.
+
+    The name stays because SGLang checks it in several places; the hook, because importing the registry here
+    would slow down the children that do not need it.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != REGISTRY:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def load_and_register(module: ModuleType) -> None:
+                load(module)
+                module.register_attention_backend("torch_native")(_padded_attention)
+
+            spec.loader.exec_module = load_and_register
+        return spec
+
+
+def _padded_attention(model_runner: Any) -> Any:
+    from gigpo_mega.cpu.attention import PaddedAttention
+
+    return PaddedAttention(model_runner)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -37,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
         kill_process_tree(os.getpid(), include_parent=False)
 
 
-if __name__ in ("__main__", "__mp_main__"):
-    stubs.install()
+if __name__ in ("__main__", "__mp_main__") and stubs.install():
+    sys.meta_path.insert(0, _AttentionHook())
 if __name__ == "__main__":
     main(sys.argv[1:])

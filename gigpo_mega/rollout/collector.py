@@ -111,8 +111,11 @@ class Collector:
             transition = await self._pool.step(slot, projected.action)
             steps.append(self._recorded(prompt, ids, completion, projected, transition, salt=task.id))
             meter.step(completion, len(ids))
+            if transition.success:
+                ended_by = "success"
+            elif transition.done and len(steps) < self._config.max_steps:
+                ended_by = "failure"
             if transition.done:
-                ended_by = "success" if transition.success else "failure"
                 break
             prompt.advance(projected.action, transition.observation)
         score = sum(step.reward for step in steps)

@@ -126,7 +126,10 @@ def _compact(episode: EpisodePrompt, observation: str) -> str:
 def _alfworld(episode: EpisodePrompt) -> str:
     admissible = "\n ".join(f"'{action}'" for action in episode.observation.admissible if action != "help")
     if episode.step == 0 or not episode.history:
-        return _FIRST.format(observation=episode.observation.text, admissible=admissible, request=_REQUEST)
+        observation = episode.observation.text
+        if episode.instruction not in observation:  # ALFWorld's first observation says it
+            observation += f"\nYour task is to: {episode.instruction}"
+        return _FIRST.format(observation=observation, admissible=admissible, request=_REQUEST)
     oldest = episode.step - len(episode.history) + 1
     return _LATER.format(
         instruction=episode.instruction,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -11,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -52,9 +54,9 @@ class SGLangServer:
         self.url = (config.url or f"http://127.0.0.1:{config.port or free_port()}").rstrip("/")
 
     def __enter__(self) -> Self:
-        if self._config.url is None:
-            self._launch()
+        """Launch the server, unless `launch` did, and wait until it is healthy."""
         try:
+            self.launch()
             self._wait()
         except BaseException:
             self.close()
@@ -79,7 +81,10 @@ class SGLangServer:
             error = self._last_error()
             raise UserError(f"the SGLang server ended with status {status}: {error} (log: {self._log})")
 
-    def _launch(self) -> None:
+    def launch(self) -> None:
+        """Start the server without waiting for it, to overlap its start-up with other work."""
+        if self._config.url is not None or self._process is not None:
+            return
         if not (self._model / "config.json").is_file():
             raise UserError(f"model.path: {self._model} has no config.json; give a Hugging Face directory")
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -97,15 +102,17 @@ class SGLangServer:
         host, port = self.url.removeprefix("http://").split(":")
         tokens = self._config.max_total_tokens
         if has_gpu():
-            module = "sglang.launch_server"
+            module, idle = "sglang.launch_server", []
         else:
             module, tokens = "gigpo_mega.cpu.sglang_server", tokens or CPU_KV_TOKENS
+            idle = ["--sleep-on-idle"]  # an idle scheduler would otherwise take a core from the learner
         size = [] if tokens is None else ["--max-total-tokens", str(tokens)]
         return [
             *(sys.executable, "-m", module, "--model-path", str(self._model), "--host", host, "--port", port),
             *("--skip-tokenizer-init", "--skip-server-warmup", "--log-level", "warning"),
             *("--mem-fraction-static", str(self._config.memory_fraction)),
             *size,
+            *idle,
             *self._flags,
             *self._config.arguments,
         ]
@@ -119,6 +126,8 @@ class SGLangServer:
                 raise UserError(self._timed_out())
             self._on_progress(seconds, self._tail()[-1] if self._process is not None else "")
             time.sleep(0.25)
+        if self._process is not None:
+            _post(f"{self.url}/freeze_gc")  # without a warm-up, the server's own call comes too early
 
     def _timed_out(self) -> str:
         limit = f"within engine.startup_timeout = {self._config.startup_timeout:g} s"
@@ -142,10 +151,10 @@ class SGLangServer:
 
 
 def has_gpu() -> bool:
-    """Whether an NVIDIA or AMD device is there, without importing torch (the CPU shims patch torch.cuda)."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = (Path("/dev/nvidiactl"), Path("/dev/kfd"))
-    return visible not in ("", "-1") and any(device.exists() for device in devices)
+    """Whether torch can use a device here, told without importing it (the CPU shims patch torch.cuda)."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or version("torch").endswith("+cpu"):
+        return False
+    return any(device.exists() for device in (Path("/dev/nvidiactl"), Path("/dev/kfd")))
 
 
 def free_port() -> int:
@@ -153,6 +162,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _post(url: str) -> None:
+    with (
+        contextlib.suppress(urllib.error.URLError, OSError),
+        urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=30),
+    ):
+        pass
 
 
 def _healthy(url: str) -> bool:

@@ -142,6 +142,7 @@ def _parameters(sampling: Sampling) -> dict[str, Any]:
         "stop_token_ids": list(sampling.stop_token_ids),
         "skip_special_tokens": False,
         "no_stop_trim": True,
+        "stream_interval": max(2, sampling.max_new_tokens),  # nobody reads a response before it is complete
     }
 
 

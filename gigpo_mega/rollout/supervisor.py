@@ -1,8 +1,8 @@
 """Runs a command that must not outlive us: `python -m gigpo_mega.rollout.supervisor COMMAND...`.
 
-Its standard input is a pipe. When that closes, because its owner asked or died however abruptly, the command and
-its children are killed; when the command ends by itself, so do its children, and its status is ours. Standard
-library only: it starts in milliseconds.
+Its standard input is a pipe. When that closes, because its owner asked or died however abruptly, the command
+and its children are killed; when the command ends by itself, so do its children, and its status is ours.
+Standard library only: it starts in milliseconds.
 """
 
 from __future__ import annotations

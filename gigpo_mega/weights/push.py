@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import urllib.error
 import urllib.request
@@ -54,16 +55,12 @@ class WeightPusher:
         """
         self._post("/begin_weight_update", {})
         try:
-            previous: list[NamedTensor] | None = None
-            for bucket in buckets(weights, self._bucket_bytes):
-                if previous is not None:
-                    self._update(previous, None)
-                previous = bucket
-            if previous is None:
-                raise PushError("there is nothing to push: the learner exported no weights")
-            self._update(previous, version)  # the version changes, and the cache goes, with the last bucket
-        finally:
-            self._post("/end_weight_update", {})
+            self._send(weights, version)
+        except BaseException:
+            with contextlib.suppress(PushError):  # the first error is the one to tell
+                self._post("/end_weight_update", {})
+            raise
+        self._post("/end_weight_update", {})
         self.verify(version)
 
     def verify(self, version: int) -> None:
@@ -74,6 +71,16 @@ class WeightPusher:
                 f"the engine at {self._url} has weight version {reported}, the learner {version}: "
                 "a push was lost; push again or restart the engine"
             )
+
+    def _send(self, weights: Iterable[NamedTensor], version: int) -> None:
+        previous: list[NamedTensor] | None = None
+        for bucket in buckets(weights, self._bucket_bytes):
+            if previous is not None:
+                self._update(previous, None)
+            previous = bucket
+        if previous is None:
+            raise PushError("there is nothing to push: the learner exported no weights")
+        self._update(previous, version)  # the version changes, and the cache goes, with the last bucket
 
     def _update(self, bucket: list[NamedTensor], version: int | None) -> None:
         payload: dict[str, Any] = {

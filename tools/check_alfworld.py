@@ -62,9 +62,9 @@ class OfficialEngine:
 
     def __init__(self) -> None:
         try:
-            import textworld
+            import textworld  # pyright: ignore[reportMissingImports]
             from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
-            from textworld.envs import PddlEnv
+            from textworld.envs import PddlEnv  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             wanted = "pip install alfworld==0.4.2 'textworld[pddl]==1.7.0'"
             sys.exit(f"error: the official engine is not installed in {sys.executable} ({error}); {wanted}")

@@ -1,0 +1,96 @@
+"""The same experiment over several seeds, as JSON and as a picture.
+
+    python tools/train_seeds.py configs/quickstart.yaml --seeds 5 --name quickstart_seeds [--section.field value]
+
+Writes docs/benchmarks/NAME.json (before, after and training curve of every seed, the configuration's digest, commit
+and machine) and NAME.png. A seed sets task order, shuffling and the engine's sampling; games, panel and cold-start
+policy stay the same. Runs are kept under runs/NAME; a seed that is complete there is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gigpo_mega import options
+from gigpo_mega.telemetry.curve import plot_seeds
+from gigpo_mega.telemetry.metrics import read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    """Run the seeds one after another and write what came out."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--name", default="quickstart_seeds")
+    arguments, overrides = parser.parse_known_args()
+    seeds = [run(arguments.config, seed, ROOT / "runs" / arguments.name, overrides) for seed in range(arguments.seeds)]
+    record = {
+        "config": str(arguments.config),
+        "overrides": overrides,
+        "commit": _git("rev-parse", "HEAD"),
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
+        "summary": summary(seeds),
+        "seeds": seeds,
+    }
+    target = ROOT / "docs" / "benchmarks" / f"{arguments.name}.json"
+    target.write_text(json.dumps(record, indent=1) + "\n")
+    plot_seeds(target, target.with_suffix(".png"))
+    print(json.dumps(record["summary"]))
+
+
+def run(config: Path, seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """One seed's training success by iteration, and the panel before and after."""
+    output = folder / str(seed)
+    cfg = options.load([str(config), *overrides], "tools/train_seeds.py")
+    last = output / f"evaluation_{cfg.steps:06d}.json"
+    if not last.exists():
+        command = [sys.executable, "-m", "gigpo_mega.train", str(config), "--seed", str(seed), "--output", str(output)]
+        resume = ["--resume"] if (output / "config.yaml").exists() else []
+        start = time.monotonic()
+        subprocess.run([*command, *overrides, *resume], check=True, cwd=ROOT)
+        (output / "seconds.json").write_text(json.dumps(time.monotonic() - start))
+    rows = read_rows(output / "metrics.jsonl")
+    return {
+        "seed": seed,
+        "seconds": json.loads((output / "seconds.json").read_text()),
+        "before": json.loads((output / "evaluation_000000.json").read_text()),
+        "after": json.loads(last.read_text()),
+        "training": [row["rollout/success"] for row in rows],
+        "logprob_gap_mean": max(row["engine/logprob_gap_mean"] for row in rows),
+    }
+
+
+def summary(seeds: list[dict[str, Any]]) -> dict[str, float]:
+    """Means over seeds and the extremes of the gain, as shares; the worst log-prob gap and the longest run."""
+    before = np.array([seed["before"]["success"] for seed in seeds])
+    after = np.array([seed["after"]["success"] for seed in seeds])
+    return {
+        "before": float(before.mean()),
+        "after": float(after.mean()),
+        "gain": float((after - before).mean()),
+        "smallest_gain": float((after - before).min()),
+        "largest_gain": float((after - before).max()),
+        "largest_standard_error": max(seed[k]["standard_error"] for seed in seeds for k in ("before", "after")),
+        "logprob_gap_mean": max(seed["logprob_gap_mean"] for seed in seeds),
+        "longest_seconds": max(seed["seconds"] for seed in seeds),
+    }
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

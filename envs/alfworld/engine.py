@@ -163,7 +163,7 @@ def compile_game(domain_text: str, grammar_text: str, problem_text: str) -> Game
     names = sorted(objects)
     numbers = {name: i for i, name in enumerate(names)}
     facts: dict[str, list[Fact]] = type_facts(objects, numbers, domain)
-    for predicate, arguments in problem.facts:
+    for predicate, arguments in dict.fromkeys(problem.facts):
         undeclared = next((name for name in arguments if name not in numbers), None)
         if undeclared is not None:
             raise EnvironmentError(f"PDDL problem: object {undeclared!r} is used but not declared")

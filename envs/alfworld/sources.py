@@ -39,12 +39,12 @@ def _generate_all(data: Path, task_types: Sequence[str], how: Mapping[str, Any])
     if unknown or "games" not in how:
         raise EnvironmentError(
             f"environment.tasks.generate: unknown or missing keys {unknown or ['games']}; "
-            "known: games (split -> number), seed, receptacles, objects"
+            f"known: {', '.join(_KEYS)}"
         )
     limits = Limits(how.get("receptacles"), how.get("objects"))
     partial = data.with_name(data.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with tqdm(total=sum(how["games"].values()), unit="game", desc="games", leave=False) as bar:
+    with tqdm(total=sum(how["games"].values()), unit="game", desc="games", leave=False, disable=None) as bar:
         for split, count in how["games"].items():
             for _ in generate(partial, split, count, how.get("seed", 0), task_types, limits):
                 bar.update()

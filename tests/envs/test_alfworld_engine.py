@@ -284,6 +284,12 @@ def test_problem_errors_say_what_is_wrong(text: str, message: str) -> None:
         parse_problem(text)
 
 
+def test_a_fact_written_twice_is_one_fact() -> None:
+    play = toy(problem=PROBLEM.replace("(at hall_bar_1)", "(at hall_bar_1) (in cup_bar_2 den_bar_1)"))
+    play.step("walk to den 1")
+    assert play.feedback == "Here: cup 2, cup 1, and pan 1."
+
+
 def test_an_unsupported_domain_section_is_named() -> None:
     with pytest.raises(EnvironmentError, match=":derived"):
         parse_domain("(define (domain d) (:derived (p) (q)))")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from random import Random
 
@@ -55,7 +55,7 @@ class Expert:
     """
 
     def __init__(self, play: Play, rng: Random, detour: float = 0.0, explore: bool = False) -> None:
-        self.play, self.rng, self.detour, self.explore = play, rng, detour, explore
+        self.play, self.rng, self.detour = play, rng, detour
         game = play.game
         self.goal = read_goal(game)
         facts = game.problem.facts
@@ -68,7 +68,7 @@ class Expert:
         self.seen: set[str] = set() if explore else set(self.receptacles)
         self.held = self.place = ""
         self.changed: set[str] = set()
-        self.target = next((name for name in self.receptacles if self.kind[name] == self.goal.receptacle), "")
+        self.target = self._receptacle(self.goal.receptacle)
 
     def command(self) -> str:
         """The next command; the expert assumes that it is played."""
@@ -86,30 +86,28 @@ class Expert:
     def _purposeful(self) -> str:
         goal = self.goal
         if not self.held:
-            wanted = self._wanted()
+            wanted = self._shown(goal.object, self._placed())
             return self._take(wanted) if wanted else self._search(goal.object)
         if self.kind[self.held] != goal.object:
             return self._put_aside()
         if goal.lamp:
             return self._use_lamp()
         if goal.change and self.held not in self.changed:
-            tool = next((name for name in self.receptacles if self.kind[name] == goal.tool), "")
+            tool = self._receptacle(goal.tool)
             return self._reach(tool) or f"{goal.change} {self.held} with {tool}"
         return self._reach(self.target) or self._opened(self.target) or f"move {self.held} to {self.target}"
 
-    def _wanted(self) -> str:
-        """A goal object that has been seen and is not yet where it belongs."""
-        placed = self._placed()
-        return next(
-            (
-                name
-                for name, place in self.inside.items()
-                if self.kind.get(name) == self.goal.object and place in self.seen and name not in placed
-            ),
-            "",
-        )
+    def _receptacle(self, kind: str) -> str:
+        return _first(name for name in self.receptacles if self.kind[name] == kind)
+
+    def _shown(self, kind: str, but: Collection[str] = ()) -> str:
+        """An object of this kind that has been seen, other than those in `but`."""
+        places = self.inside.items()
+        seen = (name for name, place in places if self.kind.get(name) == kind and place in self.seen)
+        return _first(name for name in seen if name not in but)
 
     def _placed(self) -> set[str]:
+        """The goal objects that are where they belong."""
         if not self.target:
             return set()
         done = {name for name, place in self.inside.items() if place == self.target and name != self.held}
@@ -120,43 +118,25 @@ class Expert:
         return self._reach(place) or self._opened(place) or f"take {name} from {place}"
 
     def _use_lamp(self) -> str:
-        lamp = next(
-            (
-                name
-                for name, place in self.inside.items()
-                if self.kind.get(name) == self.goal.lamp and place in self.seen
-            ),
-            "",
-        )
+        lamp = self._shown(self.goal.lamp)
         return (self._reach(self.inside[lamp]) or f"use {lamp}") if lamp else self._search(self.goal.lamp)
 
     def _put_aside(self) -> str:
-        here = next(
-            (command for command in self.play.admissible if command.startswith(f"move {self.held} to ")), ""
-        )
-        if here:
-            return here
-        fitting = [
-            n
-            for n in self.receptacles
-            if n != self.target and (self.kind[n], self.kind[self.held]) in self.fits
-        ]
-        place = next(
-            (name for name in fitting if f"open {name}" in self.play.admissible),
-            fitting[0] if fitting else "",
-        )
-        return self._reach(place) or self._opened(place) or "look"
+        kind = self.kind[self.held]
+        here = _first(name for name in self.play.admissible if name.startswith(f"move {self.held} to "))
+        fitting = [n for n in self.receptacles if n != self.target and (self.kind[n], kind) in self.fits]
+        place = _first(name for name in fitting if self._opened(name)) or _first(fitting)
+        return here or self._reach(place) or self._opened(place) or "look"
 
     def _search(self, kind: str) -> str:
         """Looks into the next receptacle: the one at hand first, then likely ones."""
         unseen = [name for name in self.receptacles if name not in self.seen]
         if not unseen:
             return "look"
-        likely = [
-            name for name in unseen if (self.kind[name], kind) in self.fits or kind.endswith("lamp")
-        ] or unseen
-        onwards = next((name for name in likely if name > self.place), likely[0])
-        place = next((name for name in likely if self._at(name)), onwards)
+        anywhere = kind.endswith("lamp")  # lamps are put nowhere, so the game does not say where they fit
+        likely = [n for n in unseen if anywhere or (self.kind[n], kind) in self.fits] or unseen
+        onwards = _first(name for name in likely if name > self.place) or likely[0]
+        place = _first(name for name in likely if self._at(name)) or onwards
         return self._reach(place) or self._opened(place) or f"examine {place}"
 
     def _at(self, place: str) -> bool:
@@ -213,6 +193,10 @@ def solve(game: Game, max_steps: int = 100) -> list[str]:
         commands.append(expert.command())
         play.step(commands[-1])
     return commands if play.won else []
+
+
+def _first(names: Iterable[str]) -> str:
+    return next(iter(names), "")
 
 
 def _kinds(goal: Conjunct, predicate: str) -> dict[str, str]:

@@ -121,6 +121,8 @@ class AlfworldTasks:
             solvable = _SOLVABLE.search(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise EnvironmentError(f"{path}: cannot read the game file ({error}); {_GET_GAMES}") from None
+        if solvable is None:
+            read_game(path)  # complains where the file is cut: that must not pass for an unsolvable game
         if solvable is None or solvable[1] == "false":
             return None
         return Task(name, kind, str(path))

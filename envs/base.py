@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -74,7 +77,7 @@ class EnvironmentKind:
 
     environment: Callable[..., Environment]
     tasks: Callable[..., TaskSource]
-    demonstrate: Callable[..., Demonstration] | None = None  # (task, *, seed, detour, max_steps), where there is an expert
+    demonstrate: Callable[..., Demonstration] | None = None  # the expert: (task, *, seed, detour, max_steps)
     columns: Mapping[str, str] = field(default_factory=dict)  # Task.kind -> its column in the paper's tables
 
 
@@ -89,7 +92,7 @@ def register(name: str, kind: EnvironmentKind) -> None:
 
 
 def lookup(name: str) -> EnvironmentKind:
-    """The environment called `name`: registered, a package of `envs`, or your own as `package.module:attribute`.
+    """The environment called `name`: registered, a package of `envs`, or your own as `module:attribute`.
 
     Raises EnvironmentError naming the known ones.
     """
@@ -99,9 +102,20 @@ def lookup(name: str) -> EnvironmentKind:
     if name not in _REGISTRY and name.isidentifier() and importlib.util.find_spec(f"envs.{name}") is not None:
         importlib.import_module(f"envs.{name}")  # registers itself
     if name not in _REGISTRY:
-        known = ", ".join(sorted(_REGISTRY)) or "none"
+        ours = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg}
+        known = ", ".join(sorted(_REGISTRY.keys() | ours))
         raise EnvironmentError(f"environment.name: unknown environment {name!r}; known: {known}")
     return _REGISTRY[name]
+
+
+def check_options(factory: Callable[..., object], options: Mapping[str, object], section: str) -> None:
+    """Raise EnvironmentError where `factory` takes no keyword argument of some name in `options`."""
+    accepted = inspect.signature(factory).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
+        return
+    for name in options:
+        if name not in accepted:
+            raise EnvironmentError(f"unknown key {section}.{name}; known: {', '.join(accepted)}")
 
 
 def make(name: str, **options: Any) -> Environment:

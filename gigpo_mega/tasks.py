@@ -1,4 +1,4 @@
-"""Which tasks an iteration trains on: a pure function of the seed and the iteration, so resuming needs no cursor file."""
+"""Which tasks an iteration trains on: a function of seed and iteration alone, so resuming needs no cursor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from envs.base import Task, lookup
+from envs.base import Task, check_options, lookup
 from gigpo_mega.config import Config
 from gigpo_mega.errors import UserError
 
@@ -36,8 +36,11 @@ def panel(tasks: Sequence[Task], count: int) -> tuple[Task, ...]:
 
 
 def load_tasks(cfg: Config) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-    """All training tasks, and the fixed held-out panel; raises EnvironmentError or UserError where there are none."""
-    source = lookup(cfg.environment.name).tasks(**cfg.environment.tasks)
+    """All training tasks, and the fixed held-out panel; EnvironmentError or UserError where there are none."""
+    kind = lookup(cfg.environment.name)
+    check_options(kind.environment, cfg.environment.options, "environment.options")
+    check_options(kind.tasks, cfg.environment.tasks, "environment.tasks")
+    source = kind.tasks(**cfg.environment.tasks)
     training = tuple(source.tasks(cfg.environment.split))
     if not training:
         raise UserError(f"environment.split {cfg.environment.split}: no tasks there; check environment.tasks")

@@ -301,7 +301,7 @@ class ColdstartConfig:
     rows: int = 32
     """Rows per update."""
     prompt_weight: float = 0.0
-    """Weight of a prompt token's log-likelihood beside an action token's 1; from scratch it teaches to copy."""
+    """Weight of a prompt token's log-likelihood beside an action token's 1; teaches copying from scratch."""
     vocabulary: int = 1024
     """Size of the tokenizer trained on the games' text (from scratch only)."""
     hidden: int = 96

@@ -36,7 +36,7 @@ def panel(tasks: Sequence[Task], count: int) -> tuple[Task, ...]:
 
 
 def load_tasks(cfg: Config) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-    """All training tasks, and the fixed held-out panel; EnvironmentError or UserError where there are none."""
+    """All training tasks and the fixed held-out panel; EnvironmentError or UserError where there are none."""
     kind = lookup(cfg.environment.name)
     check_options(kind.environment, cfg.environment.options, "environment.options")
     check_options(kind.tasks, cfg.environment.tasks, "environment.tasks")

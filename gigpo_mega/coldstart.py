@@ -1,7 +1,8 @@
 """Behaviour cloning: `python -m gigpo_mega.coldstart configs/x.yaml --output DIR`.
 
 Plays expert episodes on training tasks, renders them exactly as the rollout would, and fits the policy to the
-expert's actions with the same learner. With `model.path` it continues that policy; without, it trains a tokenizer
+expert's actions with the same learner. With `model.path` it continues that policy; without, it trains a
+tokenizer
 on the games' text and starts a small Qwen2 policy from scratch. The result is the Hugging Face directory
 `output`/policy.
 """
@@ -68,14 +69,19 @@ def demonstrate(cfg: Config) -> tuple[Demonstration, ...]:
     with stage("expert", games, "games") as bar:
         for i, task in enumerate(TaskStream(training, cfg.seed).draw(0, games)):
             played.append(
-                expert(task, seed=cfg.seed + i, detour=cfg.coldstart.detour, max_steps=cfg.environment.max_steps)
+                expert(
+                    task, seed=cfg.seed + i, detour=cfg.coldstart.detour, max_steps=cfg.environment.max_steps
+                )
             )
             bar.advance()
     return tuple(played)
 
 
-def _rows(cfg: Config, demonstrations: Sequence[Demonstration], tokenizer: Tokenizer) -> list[tuple[Step, Float32]]:
-    """One row per expert action, with the prompt that a rollout would have shown, and the weight of each token.
+def _rows(
+    cfg: Config, demonstrations: Sequence[Demonstration], tokenizer: Tokenizer
+) -> list[tuple[Step, Float32]]:
+    """One row per expert action, with the prompt that a rollout would have shown, and the weight of each
+    token.
 
     Where prompt tokens weigh too, the whole prompt but its first token counts as the row's response.
     """
@@ -88,7 +94,9 @@ def _rows(cfg: Config, demonstrations: Sequence[Demonstration], tokenizer: Token
         episode = prompts.start(demonstration.turns[0][0])
         followers = [observation for observation, _ in demonstration.turns[1:]]
         for (_, action), following in zip(demonstration.turns, [*followers, None], strict=True):
-            rows.append(_row(episode.ids(), [*tokenizer.encode(f" {action}"), stop], cfg.coldstart.prompt_weight))
+            rows.append(
+                _row(episode.ids(), [*tokenizer.encode(f" {action}"), stop], cfg.coldstart.prompt_weight)
+            )
             if following is not None:
                 episode.advance(action, following)
     return rows
@@ -115,7 +123,9 @@ def _fit(cfg: Config, learner: Learner, rows: Sequence[tuple[Step, Float32]], la
             while len(queue) < cfg.coldstart.rows:
                 queue = np.concatenate([queue, rng.permutation(len(rows))])
             chosen, queue = queue[: cfg.coldstart.rows], queue[cfg.coldstart.rows :]
-            batches = pack(steps, chosen, cfg.batch.microbatch_tokens, ranks=layout.data, rank=layout.data_rank)
+            batches = pack(
+                steps, chosen, cfg.batch.microbatch_tokens, ranks=layout.data, rank=layout.data_rank
+            )
             stats = learner.update(batches, loss)
             if writer and (update % _LOG_EVERY == 0 or update == cfg.coldstart.updates - 1):
                 writer.write(update, _metrics(stats))
@@ -135,7 +145,8 @@ def _write_scratch(cfg: Config, demonstrations: Sequence[Demonstration], directo
     """A tokenizer trained on the games' text, and the configuration of a small Qwen2 policy."""
     c = cfg.coldstart
     texts = (text for d in demonstrations for o, action in d.turns
-             for text in (f"Task: {o.instruction}", o.text, f"> {action}", *(f" {a}," for a in o.admissible)))  # fmt: skip
+             for text in (f"Task: {o.instruction}", o.text, f"> {action}", *(f" {a}," for a in
+             o.admissible)))  # fmt: skip
     tokens = train_tokenizer(texts, c.vocabulary, directory)
     hf = {
         "architectures": ["Qwen2ForCausalLM"],

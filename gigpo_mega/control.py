@@ -1,4 +1,5 @@
-"""How the ranks of a run act as one: results and errors of the leader are shared, signals stop all at one point."""
+"""How the ranks of a run act as one: results and errors of the leader are shared, signals stop all at one
+point."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ T = TypeVar("T")
 
 
 def shared(layout: Layout, produce: Callable[[], T]) -> T:
-    """What `produce` returns on the leader, on every rank; where it raises there, every rank raises the same."""
+    """What `produce` returns on the leader, on every rank; where it raises there, every rank raises the
+    same."""
     box: list[Any] = [None, None]
     if layout.leader:
         try:
@@ -35,8 +37,8 @@ def shared(layout: Layout, produce: Callable[[], T]) -> T:
 class Stop:
     """Turns SIGINT and SIGTERM into KeyboardInterrupt, but only inside `run`.
 
-    Only the leader listens; the other ranks learn of it from the next `shared` result, so that all stop at the
-    same point, between two updates.
+    Only the leader listens; the other ranks learn of it from the next `shared` result, so that all stop at
+    the same point, between two updates.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -58,7 +60,8 @@ class Stop:
             signal.signal(number, handler)
 
     def run(self, wait: Callable[[], T]) -> T:
-        """What `wait` returns; a signal ends it at once, and one that came before ends it at its beginning."""
+        """What `wait` returns; a signal ends it at once, and one that came before ends it at its
+        beginning."""
         self._open = True
         try:
             if self._asked:

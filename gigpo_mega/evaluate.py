@@ -1,4 +1,5 @@
-"""Play the held-out panel: `python -m gigpo_mega.evaluate configs/x.yaml --model.path POLICY --output DIR`."""
+"""Play the held-out panel: `python -m gigpo_mega.evaluate configs/x.yaml --model.path POLICY --output
+DIR`."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from gigpo_mega.tasks import load_tasks
 
 
 def evaluate(cfg: Config) -> dict[str, Any]:
-    """Play `evaluation.episodes` episodes of the panel with the policy at `model.path`; returns the record."""
+    """Play `evaluation.episodes` episodes of the panel with the policy at `model.path`; returns the
+    record."""
     if cfg.model.path is None:
         raise UserError("model.path is not set; give the Hugging Face directory of the policy to evaluate")
     _, held_out = load_tasks(cfg)
@@ -34,7 +36,9 @@ def table(record: Mapping[str, Any], columns: Mapping[str, str]) -> str:
     row = [f"{100 * kinds[kind]['success']:.1f}" for kind in ordered]
     row.append(f"{100 * record['success']:.1f} +- {100 * record['standard_error']:.1f}")
     widths = [max(len(a), len(b)) for a, b in zip(head, row, strict=True)]
-    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in (head, row))
+    return "\n".join(
+        "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in (head, row)
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

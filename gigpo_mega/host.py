@@ -29,11 +29,18 @@ from gigpo_mega.weights.push import WeightPusher
 class Host:
     """Talks to engine, environments, disk and people; a context manager that opens them on the leader alone.
 
-    Every rank holds one, so that a run reads the same on all; its methods are called through `control.shared`.
+    Every rank holds one, so that a run reads the same on all; its methods are called through
+    `control.shared`.
     """
 
     def __init__(
-        self, cfg: Config, layout: Layout, model: Path, training: Sequence[Task], held_out: Sequence[Task], start: int
+        self,
+        cfg: Config,
+        layout: Layout,
+        model: Path,
+        training: Sequence[Task],
+        held_out: Sequence[Task],
+        start: int,
     ) -> None:
         self._cfg, self._layout, self._model, self._start = cfg, layout, model, start
         self._stream, self._held_out = TaskStream(training, cfg.seed), held_out
@@ -77,7 +84,9 @@ class Host:
         groups = self._session.collect(tasks, rollout.group_size, rollout.temperature, rollout.top_p)
         versions = {s.version for g in groups for t in g.trajectories for s in t.steps}
         if versions - {step}:
-            raise UserError(f"the engine sampled iteration {step} with weight versions {sorted(versions)}; --resume")
+            raise UserError(
+                f"the engine sampled iteration {step} with weight versions {sorted(versions)}; --resume"
+            )
         self.journal.write(step, groups)
         return groups
 
@@ -95,9 +104,12 @@ class Host:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(record, indent=1))
         os.replace(partial, path)
+        write_report(self._cfg.output)
         return record
 
-    def record(self, step: int, metrics: Mapping[str, float], groups: Sequence[Group], advantages: Advantages) -> None:
+    def record(
+        self, step: int, metrics: Mapping[str, float], groups: Sequence[Group], advantages: Advantages
+    ) -> None:
         """Write the iteration's metrics, its most telling group and the report."""
         record_episodes(self._cfg.output / "episodes.jsonl", step, groups, advantages)
         self._writer.write(step, metrics)

@@ -42,7 +42,9 @@ class Journal:
             os.replace(partial, path)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise UserError(f"output: cannot keep groups in {path}: {error}; free space, then --resume") from None
+            raise UserError(
+                f"output: cannot keep groups in {path}: {error}; free space, then --resume"
+            ) from None
 
     def read(self, step: int) -> tuple[Group, ...]:
         """The groups of iteration `step`, equal to those written; raises UserError for a damaged file."""
@@ -51,7 +53,9 @@ class Journal:
             with np.load(path, allow_pickle=False) as file:
                 return _groups({name: file[name] for name in file.files})
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"output: cannot read {path}: {error}; delete it to sample the iteration again") from None
+            raise UserError(
+                f"output: cannot read {path}: {error}; delete it to sample the iteration again"
+            ) from None
 
     def drop(self, step: int) -> None:
         """Forget the groups of iteration `step`, which are to be sampled again."""

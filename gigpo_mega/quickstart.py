@@ -1,7 +1,7 @@
 """`make quickstart`: an agent learns small ALFWorld rooms on two CPU cores, with the real engine and learner.
 
-Generates the games, takes the cold-start policy beside the configuration (`--coldstart` makes it again), trains
-it by GiGPO and says how the held-out panel went before and after. Options as for gigpo_mega.train.
+Generates the games, takes the cold-start policy beside the configuration (`--coldstart` makes it again),
+trains it by GiGPO and says how the held-out panel went before and after. Options as for gigpo_mega.train.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def run(overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
     cfg = options.load([str(CONFIG), "--model.path", str(POLICY), *overrides], "gigpo_mega.quickstart")
     train(cfg)
     before, after = (_record(cfg, step) for step in (0, cfg.steps))
-    print(f"held-out panel, {before['episodes']} games: success {_percent(before)} before, {_percent(after)} after")
+    games = f"held-out panel, {before['episodes']} games"
+    print(f"{games}: success {_percent(before)} before, {_percent(after)} after")
     print(f"report: {cfg.output / 'report.html'}")
     return before, after
 

@@ -1,8 +1,10 @@
-"""Train an agent: `python -m gigpo_mega.train configs/x.yaml --section.field value`, or the same under torchrun.
+"""Train an agent: `python -m gigpo_mega.train configs/x.yaml --section.field value`, or the same under
+torchrun.
 
-An iteration plays a group of episodes of each drawn task, estimates advantages, updates the policy and pushes its
-weights to the engine. The groups are on disk before they are learned from, the full state every
-`checkpoint.every` iterations: `--resume` samples nothing twice and ends bit-equal to a run that was never stopped.
+An iteration plays a group of episodes of each drawn task, estimates advantages, updates the policy and
+pushes its weights to the engine. The groups are on disk before they are learned from, the full state every
+`checkpoint.every` iterations: `--resume` samples nothing twice and ends bit-equal to a run that was never
+stopped.
 """
 
 from __future__ import annotations
@@ -114,7 +116,9 @@ def _build_learner(cfg: Config, layout: Layout, shape: ModelShape, model: Path) 
 
 def _model_path(cfg: Config) -> Path:
     if cfg.model.path is None:
-        raise UserError("model.path is not set; give a Hugging Face directory, e.g. one made by gigpo_mega.coldstart")
+        raise UserError(
+            "model.path is not set; give a Hugging Face directory, e.g. one made by gigpo_mega.coldstart"
+        )
     return cfg.model.path
 
 

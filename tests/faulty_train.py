@@ -1,6 +1,8 @@
-"""gigpo_mega.train, killed by SIGKILL at a stated point: `python tests/faulty_train.py POINT ITERATION ARGS...`.
+"""gigpo_mega.train, killed by SIGKILL at a stated point: `python tests/faulty_train.py POINT ITERATION
+ARGS...`.
 
-POINT "never" runs through. The journal forgets nothing here, so that a test can feed one run's groups to another.
+POINT "never" runs through. The journal forgets nothing here, so that a test can feed one run's groups to
+another.
 """
 
 from __future__ import annotations

@@ -14,7 +14,9 @@ from tests.tiny import random_steps
 
 @settings(max_examples=60, deadline=None)
 @given(count=st.integers(1, 40), budget=st.integers(10, 400), ranks=st.integers(1, 4), seed=st.integers(0, 9))
-def test_every_row_is_packed_once_and_ranks_stay_in_step(count: int, budget: int, ranks: int, seed: int) -> None:
+def test_every_row_is_packed_once_and_ranks_stay_in_step(
+    count: int, budget: int, ranks: int, seed: int
+) -> None:
     steps = random_steps(count, seed=seed)
     parts = [pack(steps, np.arange(count), budget, ranks=ranks, rank=rank) for rank in range(ranks)]
     assert len({len(part) for part in parts}) == 1

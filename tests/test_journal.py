@@ -18,7 +18,10 @@ def groups() -> tuple[Group, ...]:
     steps = random_steps(12, seed=5)
     task, other = Task("a", "pick", "a.game"), Task("b", "look", "b.game")
     return (
-        Group(task, (Trajectory(task, steps[:4], 1.5, True, "success"), Trajectory(task, (), 0.0, False, "limit"))),
+        Group(
+            task,
+            (Trajectory(task, steps[:4], 1.5, True, "success"), Trajectory(task, (), 0.0, False, "limit")),
+        ),
         Group(other, (Trajectory(other, steps[4:], -0.25, False, "failure"),)),
     )
 

@@ -1,4 +1,5 @@
-"""Kill -9 at any point of an iteration, then --resume: nothing is lost, and the policy is the same to the bit."""
+"""Kill -9 at any point of an iteration, then --resume: nothing is lost, and the policy is the same to the
+bit."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def arguments(agent: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def run(point: str, output: Path, arguments: list[str], *more: str) -> int:
     """Exit status of a run into `output` that is killed at `point` of iteration KILLED."""
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tests/faulty_train.py"), point, str(KILLED), *arguments,
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tests/faulty_train.py"), point, str(KILLED),
+    *arguments,
                "--output", str(output), *more]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -65,7 +67,9 @@ def test_killed_run_resumes_bit_equal(
     point: str, every: int, uninterrupted: Path, arguments: list[str], tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    shutil.copytree(uninterrupted / "groups", output / "groups")  # the same groups, whatever the engine samples
+    shutil.copytree(
+        uninterrupted / "groups", output / "groups"
+    )  # the same groups, whatever the engine samples
     options = ["--checkpoint.every", str(every)]
     if point == "checkpoint" and every == 2:
         options = ["--checkpoint.every", "2"]

@@ -26,7 +26,9 @@ def test_draws_depend_on_nothing_but_seed_and_iteration() -> None:
     assert TaskStream(TASKS, seed=2).draw(7, 4) != late
 
 
-@pytest.mark.parametrize(("count", "ids"), [(5, [0, 2, 4, 6, 8]), (10, list(range(10))), (12, [*range(10), 0, 1])])
+@pytest.mark.parametrize(
+    ("count", "ids"), [(5, [0, 2, 4, 6, 8]), (10, list(range(10))), (12, [*range(10), 0, 1])]
+)
 def test_panel_is_spread_over_the_split(count: int, ids: list[int]) -> None:
     assert [task.id for task in panel(TASKS, count)] == [f"game-{i}" for i in ids]
 

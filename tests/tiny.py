@@ -10,8 +10,10 @@ import numpy as np
 from gigpo_mega.types import Step
 
 QWEN2: dict[str, Any] = {
-    "vocab_size": 203, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
+    "vocab_size": 203, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings":
+    True,
 }  # fmt: skip
 
 
@@ -58,7 +60,9 @@ def write_agent(directory: Path, seed: int = 0) -> Path:
     """A random policy together with a tokenizer that knows a few ALFWorld words."""
     from gigpo_mega.rollout.vocabulary import train_tokenizer
 
-    words = ("go to desk 1, take mug 1 from desk 1, open drawer 1, You arrive at desk 1. On the desk 1, you see a mug 1.",)
+    words = ("go to desk 1, take mug 1 from desk 1, open drawer 1", "On the desk 1, you see a mug 1.")
     size = train_tokenizer(words * 4, 400, directory)
-    write_policy(directory, seed=seed, vocab_size=-(-size // 8) * 8, max_position_embeddings=512, eos_token_id=1)
+    write_policy(
+        directory, seed=seed, vocab_size=-(-size // 8) * 8, max_position_embeddings=512, eos_token_id=1
+    )
     return directory

@@ -1,9 +1,12 @@
 """The same experiment over several seeds, as JSON and as a picture.
 
-    python tools/train_seeds.py configs/quickstart.yaml --seeds 5 --name quickstart_seeds [--section.field value]
+    python tools/train_seeds.py configs/quickstart.yaml --seeds 5 --name quickstart_seeds [--section.field
+    value]
 
-Writes docs/benchmarks/NAME.json (before, after and training curve of every seed, the configuration's digest, commit
-and machine) and NAME.png. A seed sets task order, shuffling and the engine's sampling; games, panel and cold-start
+Writes docs/benchmarks/NAME.json (before, after and training curve of every seed, the configuration's digest,
+commit
+and machine) and NAME.png. A seed sets task order, shuffling and the engine's sampling; games, panel and
+cold-start
 policy stay the same. Runs are kept under runs/NAME; a seed that is complete there is not run again.
 """
 
@@ -35,13 +38,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--name", default="quickstart_seeds")
     arguments, overrides = parser.parse_known_args()
-    seeds = [run(arguments.config, seed, ROOT / "runs" / arguments.name, overrides) for seed in range(arguments.seeds)]
+    seeds = [
+        run(arguments.config, seed, ROOT / "runs" / arguments.name, overrides)
+        for seed in range(arguments.seeds)
+    ]
     record = {
         "config": str(arguments.config),
         "overrides": overrides,
         "commit": _git("rev-parse", "HEAD"),
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
-        "summary": summary(seeds),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
         "seeds": seeds,
     }
     target = ROOT / "docs" / "benchmarks" / f"{arguments.name}.json"
@@ -56,7 +61,16 @@ def run(config: Path, seed: int, folder: Path, overrides: list[str]) -> dict[str
     cfg = options.load([str(config), *overrides], "tools/train_seeds.py")
     last = output / f"evaluation_{cfg.steps:06d}.json"
     if not last.exists():
-        command = [sys.executable, "-m", "gigpo_mega.train", str(config), "--seed", str(seed), "--output", str(output)]
+        command = [
+            sys.executable,
+            "-m",
+            "gigpo_mega.train",
+            str(config),
+            "--seed",
+            str(seed),
+            "--output",
+            str(output),
+        ]
         resume = ["--resume"] if (output / "config.yaml").exists() else []
         start = time.monotonic()
         subprocess.run([*command, *overrides, *resume], check=True, cwd=ROOT)
@@ -73,7 +87,8 @@ def run(config: Path, seed: int, folder: Path, overrides: list[str]) -> dict[str
 
 
 def summary(seeds: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over seeds and the extremes of the gain, as shares; the worst log-prob gap and the longest run."""
+    """Means over seeds and the extremes of the gain, as shares; the worst log-prob gap and the longest
+    run."""
     before = np.array([seed["before"]["success"] for seed in seeds])
     after = np.array([seed["after"]["success"] for seed in seeds])
     return {
@@ -82,14 +97,18 @@ def summary(seeds: list[dict[str, Any]]) -> dict[str, float]:
         "gain": float((after - before).mean()),
         "smallest_gain": float((after - before).min()),
         "largest_gain": float((after - before).max()),
-        "largest_standard_error": max(seed[k]["standard_error"] for seed in seeds for k in ("before", "after")),
+        "largest_standard_error": max(
+            seed[k]["standard_error"] for seed in seeds for k in ("before", "after")
+        ),
         "logprob_gap_mean": max(seed["logprob_gap_mean"] for seed in seeds),
         "longest_seconds": max(seed["seconds"] for seed in seeds),
     }
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
+    return subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 megatron-core allocates with device="cuda", asks for streams, forks "the CUDA RNG" and compares
 `param.type()` with CUDA type names, even under gloo. `install()` maps each of these to its CPU meaning and
-must run before megatron is imported. The function mode is per thread: other threads call `install_in_thread()`.
+must run before megatron is imported. The function mode is per thread: other threads call
+`install_in_thread()`.
 """
 
 from __future__ import annotations

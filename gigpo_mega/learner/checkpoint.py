@@ -64,7 +64,9 @@ class Checkpoints:
         path = self._path(iteration)
         state = json.loads((path / _STATE).read_text())
         shape = asdict(learner.shape)
-        different = [f"{k} {state['shape'].get(k)} (here {v})" for k, v in shape.items() if state["shape"].get(k) != v]
+        different = [
+            f"{k} {state['shape'].get(k)} (here {v})" for k, v in shape.items() if state["shape"].get(k) != v
+        ]
         if different:
             raise UserError(
                 f"output: {path} is a checkpoint of another model: {', '.join(different)}; "
@@ -74,7 +76,9 @@ class Checkpoints:
             _read(learner, path, state)
             learner.iteration = iteration
         except Exception as error:
-            raise UserError(f"output: cannot read {path}: {error}; delete it to resume from an older one") from error
+            raise UserError(
+                f"output: cannot read {path}: {error}; delete it to resume from an older one"
+            ) from error
 
     def _path(self, iteration: int) -> Path:
         return self._folder / f"iteration_{iteration:06d}"
@@ -99,7 +103,9 @@ def _fresh(partial: Path, size: int) -> None:
 
 def _size(learner: Learner) -> int:
     """Bytes of a checkpoint: a weight, an fp32 copy and two moments per parameter, over all tensor ranks."""
-    return sum(p.numel() * (p.element_size() + 12) for p in learner.policy.parameters()) * learner.layout.tensor
+    return (
+        sum(p.numel() * (p.element_size() + 12) for p in learner.policy.parameters()) * learner.layout.tensor
+    )
 
 
 def _write(learner: Learner, partial: Path) -> None:
@@ -138,7 +144,10 @@ def _sharded(learner: Learner, loading: bool) -> dict[str, Any]:
     metadata = _SHARDING | {"dp_cp_group": learner.layout.data_group}
     model = learner.policy.sharded_state_dict(metadata=metadata)
     kind = {"metadata": metadata} if _is_distributed(learner.optimizer) else {}
-    return {"model": model, "optimizer": learner.optimizer.sharded_state_dict(model, is_loading=loading, **kind)}
+    return {
+        "model": model,
+        "optimizer": learner.optimizer.sharded_state_dict(model, is_loading=loading, **kind),
+    }
 
 
 def _is_distributed(optimizer: Any) -> bool:
@@ -150,7 +159,8 @@ def _parts(optimizer: Any) -> list[Any]:
 
 
 def _prefill_torch_adam(optimizer: Any) -> None:
-    """Without TE or Apex the distributed optimizer asserts that torch's Adam already has state before loading."""
+    """Without TE or Apex the distributed optimizer asserts that torch's Adam already has state before
+    loading."""
     for part in _parts(optimizer):
         for group in part.optimizer.param_groups:
             for parameter in group["params"]:
@@ -169,14 +179,16 @@ def _step_count(learner: Learner) -> float:
 
 
 def _restore_step_counts(optimizer: Any, steps: float) -> None:
-    """Give every parameter its own step tensor: loading makes all share one, which Adam would count up many times."""
+    """Give every parameter its own step tensor: loading makes all share one, which Adam would count up
+    many times."""
     for part in _parts(optimizer):
         for state in part.optimizer.state.values():
             state["step"] = torch.tensor(steps)
 
 
 def _keep_step_on_load() -> None:
-    """Loading replaces a parameter's whole Adam state but never carries `step`: hand the present one through."""
+    """Loading replaces a parameter's whole Adam state but never carries `step`: hand the present one
+    through."""
     original = DistributedOptimizer._set_main_param_and_optimizer_states
 
     def with_step(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
@@ -215,7 +227,8 @@ def _sync(folder: Path) -> None:
 
 
 def _together(learner: Learner, what: str, act: Callable[[], None], leader: bool = False) -> None:
-    """Run `act` (on the leader alone, or on every rank); if it fails anywhere, every rank raises UserError."""
+    """Run `act` (on the leader alone, or on every rank); if it fails anywhere, every rank raises
+    UserError."""
     reason = ""
     if learner.layout.leader or not leader:
         try:

@@ -44,11 +44,13 @@ class RMSNorm(nn.Module):
 class CausalAttention(nn.Module):
     """Causal grouped-query core attention on torch SDPA.
 
-    query [s, b, heads, d], key and value [s, b, kv_heads, d] -> [s, b, heads * d]. Padding stands on the right,
-    where a causal mask already hides it, so no mask is ever built.
+    query [s, b, heads, d], key and value [s, b, kv_heads, d] -> [s, b, heads * d]. Padding stands on the
+    right, where a causal mask already hides it, so no mask is ever built.
     """
 
-    def __init__(self, config: TransformerConfig, *_: Any, softmax_scale: float | None = None, **__: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig, *_: Any, softmax_scale: float | None = None, **__: Any
+    ) -> None:
         super().__init__()
         self.scale = softmax_scale
 

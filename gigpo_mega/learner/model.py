@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gigpo_mega.cpu import megatron as cpu_megatron
 from gigpo_mega.config import ModelConfig, ParallelConfig
+from gigpo_mega.cpu import megatron as cpu_megatron
 from gigpo_mega.errors import UserError
 from gigpo_mega.learner.layers import local_block
 from kernels.logprob import linear_logprob
@@ -49,19 +49,26 @@ class ModelShape:
 
     @classmethod
     def from_hf(cls, directory: Path) -> ModelShape:
-        """Read config.json of a Hugging Face directory; raises UserError where it is missing or unsupported."""
+        """Read config.json of a Hugging Face directory; raises UserError where it is missing or
+        unsupported."""
         path = directory / "config.json"
         try:
             hf: dict[str, Any] = json.loads(path.read_text())
         except FileNotFoundError:
-            raise UserError(f"model.path: {path} does not exist; give a Hugging Face model directory") from None
+            raise UserError(
+                f"model.path: {path} does not exist; give a Hugging Face model directory"
+            ) from None
         except (ValueError, OSError) as error:
             raise UserError(f"model.path: cannot read {path}: {error}") from None
         family = hf.get("model_type", "")
         if family not in _FAMILIES:
-            raise UserError(f"model.path: {path} has model_type {family!r}; supported: {', '.join(_FAMILIES)}")
+            raise UserError(
+                f"model.path: {path} has model_type {family!r}; supported: {', '.join(_FAMILIES)}"
+            )
         if hf.get("rope_scaling"):
-            raise UserError(f"model.path: {path} asks for rope_scaling {hf['rope_scaling']}, which is not supported")
+            raise UserError(
+                f"model.path: {path} asks for rope_scaling {hf['rope_scaling']}, which is not supported"
+            )
         # transformers 5 moved rope_theta into rope_parameters.
         theta = hf.get("rope_theta") or (hf.get("rope_parameters") or {}).get("rope_theta", 10000.0)
         return cls(
@@ -86,7 +93,11 @@ class ModelShape:
 
     def check_tensor(self, tensor: int) -> None:
         """Raise UserError where a tensor-parallel size does not divide this shape."""
-        for name, size in (("attention heads", self.heads), ("key/value heads", self.kv_heads), ("ffn", self.ffn)):
+        for name, size in (
+            ("attention heads", self.heads),
+            ("key/value heads", self.kv_heads),
+            ("ffn", self.ffn),
+        ):
             if size % tensor:
                 raise UserError(
                     f"parallel.tensor {tensor} does not divide the model's {size} {name}; "
@@ -122,23 +133,31 @@ def transformer_config(shape: ModelShape, model: ModelConfig, parallel: Parallel
         tensor_model_parallel_size=parallel.tensor,
         sequence_parallel=parallel.sequence_parallel,
         batch_p2p_comm=False,
-        # The loss function returns (sum, tokens): the denominator is the token count of all ranks and micro-batches.
+        # The loss function returns (sum, tokens): the denominator is the token count of all ranks and
+        # micro-batches.
         calculate_per_token_loss=True,
     )
 
 
 class PolicyModel(GPTModel):
-    """A GPT whose output is the log-probability and entropy of chosen tokens, never logits of all positions."""
+    """A GPT whose output is the log-probability and entropy of chosen tokens, never logits of all
+    positions."""
 
     unpadded_vocab: int
     temperature: float
 
     def _postprocess(
-        self, hidden_states: Tensor, labels: Tensor, loss_mask: Tensor, runtime_gather_output: bool | None, **_: Any
+        self,
+        hidden_states: Tensor,
+        labels: Tensor,
+        loss_mask: Tensor,
+        runtime_gather_output: bool | None,
+        **_: Any,
     ) -> Tensor:
         """hidden [s, b, H] -> [2, n]: log-probability and entropy where loss_mask [b, s] is set, row-major.
 
-        Without labels, the logits [b, s, V] of this rank's vocabulary shard (for comparison with other stacks).
+        Without labels, the logits [b, s, V] of this rank's vocabulary shard (for comparison with other
+        stacks).
         """
         weight = (
             self.shared_embedding_or_output_weight()
@@ -173,8 +192,8 @@ def build_model(
 ) -> PolicyModel:
     """A policy of `shape`, split as `parallel` says, on this rank's device.
 
-    `temperature` divides the logits of every log-probability, as it did when the engine sampled. Raises UserError
-    where the tensor-parallel size does not divide the shape.
+    `temperature` divides the logits of every log-probability, as it did when the engine sampled. Raises
+    UserError where the tensor-parallel size does not divide the shape.
     """
     shape.check_tensor(parallel.tensor)
     config = transformer_config(shape, model, parallel)

@@ -15,7 +15,6 @@ from gigpo_mega.errors import UserError
 from gigpo_mega.learner.update import Learner, Sums, UpdateStats
 from gigpo_mega.types import Advantages, Float32, RowTable
 
-
 _METRICS = {
     "policy_loss": "loss/policy",
     "reference_kl": "loss/kl",
@@ -41,9 +40,10 @@ def improve(
     """Update the policy on one iteration's rows; returns metrics, the same on every rank.
 
     Old and reference log-probabilities of all updates are scored before the first. `engine/logprob_gap_*`
-    compares the engine's log-probabilities with the learner's in the first update, where the weights are those
-    the engine sampled with. Raises LogprobMismatch, before anything is updated, where a micro-batch's mean gap
-    exceeds `engine.max_logprob_gap`.
+    compares the engine's log-probabilities with the learner's in the first update, where the weights are
+    those
+    the engine sampled with. Raises LogprobMismatch, before anything is updated, where a micro-batch's mean
+    gap exceeds `engine.max_logprob_gap`.
     """
     layout = learner.layout
     chosen = np.arange(len(rows), dtype=np.int64)
@@ -58,10 +58,14 @@ def improve(
     ]  # fmt: skip
     engine = [[_behaviour(rows, batch) for batch in batches] for batches in plan]
     old = engine if cfg.objective.old_logprob == "engine" else [learner.score(batches) for batches in plan]
-    reference = [learner.score(batches, reference=True) for batches in plan] if cfg.objective.kl_coef else None
+    reference = (
+        [learner.score(batches, reference=True) for batches in plan] if cfg.objective.kl_coef else None
+    )
     stats: list[UpdateStats] = []
     for i, batches in enumerate(plan):
-        loss = _Surrogate(cfg, advantages.total, old[i], engine[i] if i == 0 else None, reference and reference[i])
+        loss = _Surrogate(
+            cfg, advantages.total, old[i], engine[i] if i == 0 else None, reference and reference[i]
+        )
         stats.append(learner.update(batches, loss))
         on_update(i + 1, len(plan))
     return _summary(stats) | {"update/rows": float(len(chosen))}
@@ -82,9 +86,17 @@ class _Surrogate:
         engine: list[Float32] | None,
         reference: list[Float32] | None,
     ) -> None:
-        self.cfg, self.advantage, self.old, self.engine, self.reference = cfg, advantage, old, engine, reference
+        self.cfg, self.advantage, self.old, self.engine, self.reference = (
+            cfg,
+            advantage,
+            old,
+            engine,
+            reference,
+        )
 
-    def __call__(self, index: int, batch: MicroBatch, logprob: Tensor, entropy: Tensor) -> tuple[Tensor, Sums]:
+    def __call__(
+        self, index: int, batch: MicroBatch, logprob: Tensor, entropy: Tensor
+    ) -> tuple[Tensor, Sums]:
         def column(values: Float32) -> Tensor:
             return torch.from_numpy(values).to(logprob.device)
 
@@ -108,8 +120,9 @@ class _Surrogate:
         limit = self.cfg.engine.max_logprob_gap
         if not gap <= limit:
             raise LogprobMismatch(
-                f"the engine's log-probs are {gap:.2g} from the learner's, more than engine.max_logprob_gap {limit}: "
-                "its weights are not the learner's; restart with --resume to push them anew"
+                f"the engine's log-probs are {gap:.2g} from the learner's, more than "
+                f"engine.max_logprob_gap {limit}: its weights are not the learner's; "
+                "restart with --resume to push them anew"
             )
 
 
@@ -122,7 +135,9 @@ class Cloning:
     def __init__(self, weights: Sequence[Float32]) -> None:
         self.weights = weights
 
-    def __call__(self, index: int, batch: MicroBatch, logprob: Tensor, entropy: Tensor) -> tuple[Tensor, Sums]:
+    def __call__(
+        self, index: int, batch: MicroBatch, logprob: Tensor, entropy: Tensor
+    ) -> tuple[Tensor, Sums]:
         weight = torch.from_numpy(np.concatenate([self.weights[r] for r in batch.rows])).to(logprob.device)
         action = (weight == 1).to(logprob.dtype)
         return -(weight * logprob).sum(), {

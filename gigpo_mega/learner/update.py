@@ -87,7 +87,8 @@ class Learner:
     def update(self, batches: Sequence[MicroBatch], loss: Loss) -> UpdateStats:
         """One optimizer update on `loss` over this rank's micro-batches (the same number on every rank).
 
-        The denominator is the token count of all ranks and micro-batches, so that no split changes the gradient.
+        The denominator is the token count of all ranks and micro-batches, so that no split changes the
+        gradient.
         """
         self._model.zero_grad_buffer()
         self.optimizer.zero_grad()

@@ -1,4 +1,5 @@
-"""Everything that plays episodes, started together and ended together: server, client, environments, prompts."""
+"""Everything that plays episodes, started together and ended together: server, client, environments,
+prompts."""
 
 from __future__ import annotations
 
@@ -61,7 +62,12 @@ class RolloutSession:
         return self._collector.stats
 
     def collect(
-        self, tasks: Sequence[Task], group_size: int, temperature: float, top_p: float = 1.0, name: str = "rollout"
+        self,
+        tasks: Sequence[Task],
+        group_size: int,
+        temperature: float,
+        top_p: float = 1.0,
+        name: str = "rollout",
     ) -> tuple[Group, ...]:
         """`group_size` episodes of each task, with a progress bar called `name`."""
         sampling = Sampling(temperature, top_p, self._cfg.rollout.max_response_tokens, self._stops)

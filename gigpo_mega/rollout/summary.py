@@ -37,13 +37,19 @@ def advantage_metrics(rows: RowTable, advantages: Advantages) -> dict[str, float
     size = counts[advantages.step_group]
     edges = {"1": (1, 1), "2_3": (2, 3), "4_7": (4, 7), "8_plus": (8, len(rows))}
     shares = {f"anchor/size_{k}": float(((size >= a) & (size <= b)).mean()) for k, (a, b) in edges.items()}
-    return metrics | shares | {
-        "anchor/mean_size": float(counts.mean()),
-        "anchor/singletons": float((size == 1).mean()),
-    }
+    return (
+        metrics
+        | shares
+        | {
+            "anchor/mean_size": float(counts.mean()),
+            "anchor/singletons": float((size == 1).mean()),
+        }
+    )
 
 
-def evaluation_record(groups: Sequence[Group], step: int, temperature: float, split: str) -> dict[str, object]:
+def evaluation_record(
+    groups: Sequence[Group], step: int, temperature: float, split: str
+) -> dict[str, object]:
     """An evaluation as it is written to disk; `standard_error` is of the success rate, as a share."""
     episodes = [t for g in groups for t in g.trajectories]
     success = float(np.mean([t.success for t in episodes]))

@@ -195,23 +195,24 @@ def _stack(run: Run, title: str, note: str, metrics: Sequence[tuple[str, str, in
 
 
 def _panel(evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """Success by task type and ALL: before, after, and the difference in points."""
-    first, last = evaluations[0], evaluations[-1]
-    head = ("<tr><th>task type</th><th class='number'>episodes</th>"
-            f"<th class='number'>iteration {first['step']}</th>"
-            f"<th class='number'>iteration {last['step']}</th>"
-            "<th class='number'>points</th></tr>")
+    """Success by task type and ALL: first and last evaluation, and the difference in points."""
+    shown = [evaluations[0], evaluations[-1]] if len(evaluations) > 1 else [evaluations[0]]
+    last = shown[-1]
+    titles = ["episodes", *(f"iteration {e['step']}" for e in shown), *["points"][: len(shown) - 1]]
+    head = "".join(f'<th class="number">{title}</th>' for title in titles)
     rows = "".join(
         _panel_row(kind.replace("_", " "), last["kinds"][kind]["episodes"],
-                   first["kinds"].get(kind, {}).get("success", math.nan), last["kinds"][kind]["success"])
+                   [e["kinds"].get(kind, {}).get("success", math.nan) for e in shown])
         for kind in sorted(last["kinds"])
     )
-    total = _panel_row("ALL", last["episodes"], first["success"], last["success"], kind="all")
-    return f'<section class="card"><table>{head}{rows}{total}</table></section>'
+    total = _panel_row("ALL", last["episodes"], [e["success"] for e in shown], kind="all")
+    return f'<section class="card"><table><tr><th>task type</th>{head}</tr>{rows}{total}</table></section>'
 
 
-def _panel_row(name: str, count: int, before: float, after: float, kind: str = "") -> str:
-    cells = [f"{count}", percent(before, 1), percent(after, 1), f"{100 * (after - before):+.1f}"]
+def _panel_row(name: str, count: int, rates: Sequence[float], kind: str = "") -> str:
+    cells = [f"{count}", *(percent(rate, 1) for rate in rates)]
+    if len(rates) > 1:
+        cells.append(f"{100 * (rates[-1] - rates[0]):+.1f}")
     numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
     return f'<tr class="{kind}"><td>{escape(name)}</td>{numbers}</tr>'
 

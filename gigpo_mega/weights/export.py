@@ -54,8 +54,8 @@ def load(policy: PolicyModel, shape: ModelShape, layout: Layout, directory: Path
             shard = place.layout.split(whole, layout.tensor)[layout.tensor_rank]
             if shard.shape != parameter.shape:
                 raise UserError(
-                    f"model.path: {directory} holds {' + '.join(place.hf)} of shape {list(whole.shape)}, but its "
-                    f"config.json asks for {list(parameter.shape)} per rank at parallel.tensor {layout.tensor}"
+                    f"model.path: {directory} holds {' + '.join(place.hf)} of shape {list(whole.shape)}; its "
+                    f"config.json asks for {list(parameter.shape)} at parallel.tensor {layout.tensor}"
                 )
             parameter.copy_(shard)
 
@@ -107,5 +107,7 @@ class _Reader:
 
     def tensor(self, name: str) -> Tensor:
         if name not in self._where:
-            raise UserError(f"model.path: {self._directory} has no tensor {name}; is it a complete checkpoint?")
+            raise UserError(
+                f"model.path: {self._directory} has no tensor {name}; is it a complete checkpoint?"
+            )
         return self._open[self._where[name]].get_tensor(name)

@@ -36,7 +36,13 @@ def config(tensor: int, sequence_parallel: bool = False, distributed_optimizer: 
             "sequence_parallel": sequence_parallel,
             "distributed_optimizer": distributed_optimizer,
         },
-        optimizer={"lr": 1e-2, "schedule": "linear", "warmup_updates": 1, "decay_updates": 20, "grad_clip": 0.5},  # type: ignore[arg-type]
+        optimizer={
+            "lr": 1e-2,
+            "schedule": "linear",
+            "warmup_updates": 1,
+            "decay_updates": 20,
+            "grad_clip": 0.5,
+        },  # type: ignore[arg-type]
         objective={"kl_coef": 0.05, "entropy_coef": 0.01},  # type: ignore[arg-type]
         batch={"rows": ROWS // 2, "microbatch_tokens": 150},  # type: ignore[arg-type]
         engine={"max_logprob_gap": 100.0},  # type: ignore[arg-type]  the test rows' log-probs are random
@@ -126,7 +132,8 @@ def main() -> None:
         layout = parallel.initialize(cfg.parallel, seed=0)
         result = globals()[f"case_{name}"](cfg, policy, output, layout)
         if layout.leader:
-            print("RESULT " + json.dumps({"case": spec, "world": layout.world} | result), flush=True)
+            sys.stdout.write("RESULT " + json.dumps({"case": spec, "world": layout.world} | result) + "\n")
+            sys.stdout.flush()
     parallel.shutdown()
 
 

@@ -36,13 +36,16 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def single(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return launch(1, policy, tmp_path_factory.mktemp("one"), "score:1", "improve:1", "improve:1:plain", "save:1", "resume:1",
+    return launch(1, policy, tmp_path_factory.mktemp("one"), "score:1", "improve:1", "improve:1:plain",
+    "save:1", "resume:1",
                   "save:1:plain", "resume:1:plain")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def data2(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return launch(2, policy, tmp_path_factory.mktemp("dp"), "improve:1", "improve:1:plain", "save:1", "resume:1")
+    return launch(
+        2, policy, tmp_path_factory.mktemp("dp"), "improve:1", "improve:1:plain", "save:1", "resume:1"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,9 @@ def test_data_parallel_2_equals_one_process(case: str, single: dict[str, Any], d
 
 
 @pytest.mark.parametrize("case", ["improve:2", "improve:2:sp"])
-def test_tensor_parallel_2_equals_one_process(case: str, single: dict[str, Any], tensor2: dict[str, Any]) -> None:
+def test_tensor_parallel_2_equals_one_process(
+    case: str, single: dict[str, Any], tensor2: dict[str, Any]
+) -> None:
     same(single["improve:1"], tensor2[case])
 
 

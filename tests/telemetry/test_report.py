@@ -131,6 +131,7 @@ def test_run_without_training_shows_its_evaluation(tmp_path: Path):
     (tmp_path / "evaluation_000000.json").write_text(json.dumps(evaluation(0, 0.3)))
     text = write_report(tmp_path).read_text()
     assert re.findall(r"<b>(.*?)</b>", text) == ["30.0%"]
+    assert re.findall(r"<th[^>]*>(.*?)</th>", text) == ["task type", "episodes", "iteration 0"]
     assert "<h2>Training</h2>" not in text
 
 

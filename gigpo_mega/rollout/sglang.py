@@ -148,16 +148,16 @@ def _parameters(sampling: Sampling) -> dict[str, Any]:
 
 def _completion(answer: dict[str, Any]) -> Completion:
     meta = answer["meta_info"]
-    rows = meta["output_token_logprobs"]
+    rows = meta.get("output_token_logprobs") or []  # absent where it was aborted before its first token
     ids = np.array([row[1] for row in rows], dtype=np.int32)
-    if answer["output_ids"] != ids.tolist():
+    if answer.get("output_ids", []) != ids.tolist():
         raise EngineError("the server's output ids and log-probs name different tokens")
     return Completion(
         response_ids=ids,
         logprobs=np.array([row[0] for row in rows], dtype=np.float32),
         version=_version(meta),
         finish=meta["finish_reason"]["type"],
-        cached_tokens=meta["cached_tokens"],
+        cached_tokens=meta.get("cached_tokens", 0),
     )
 
 

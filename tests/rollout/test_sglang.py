@@ -24,6 +24,7 @@ class FakeServer:
         self.delay = delay
         self.refuse = False
         self.cut = False
+        self.answer: dict[str, Any] = {}  # replaces parts of every answer
         self.meta: dict[str, Any] = {
             "weight_version": "3",
             "cached_tokens": 0,
@@ -44,7 +45,7 @@ class FakeServer:
             waited = self.delay(prompt)
             token = prompt[-1] + 1
             meta = {**self.meta, "output_token_logprobs": [[-0.5, token, None]]}
-            answer = {"index": index, "output_ids": [token], "meta_info": meta}
+            answer = {"index": index, "output_ids": [token], "meta_info": meta} | self.answer
             await response.write(b"data: " + json.dumps(answer).encode() + b"\n\n")
             if self.cut:
                 return response
@@ -141,6 +142,17 @@ def test_a_response_of_two_weight_versions_is_an_error() -> None:
 
     with pytest.raises(EngineError, match="several weight versions"):
         talk(server, conversation)
+
+
+def test_a_request_aborted_before_its_first_token() -> None:
+    async def conversation(engine: SGLangEngine) -> Completion:
+        return await engine.generate([1], Sampling())
+
+    server = FakeServer()
+    server.answer = {"output_ids": [], "meta_info": {"weight_version": "3", "finish_reason": {"type": "abort"}}}
+    completion = talk(server, conversation)
+    assert completion.finish == "abort"
+    assert completion.response_ids.tolist() == []
 
 
 def test_a_dead_server_is_an_engine_error() -> None:

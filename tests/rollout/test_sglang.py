@@ -149,7 +149,8 @@ def test_a_request_aborted_before_its_first_token() -> None:
         return await engine.generate([1], Sampling())
 
     server = FakeServer()
-    server.answer = {"output_ids": [], "meta_info": {"weight_version": "3", "finish_reason": {"type": "abort"}}}
+    meta = {"weight_version": "3", "finish_reason": {"type": "abort"}}
+    server.answer = {"output_ids": [], "meta_info": meta}
     completion = talk(server, conversation)
     assert completion.finish == "abort"
     assert completion.response_ids.tolist() == []

@@ -171,3 +171,17 @@ def test_attach_to_a_running_server(served: Served) -> None:
     with SGLangServer(Path("unused"), EngineConfig(url=served.url + "/"), Path("unused")) as server:
         assert server.url == served.url
         server.check()
+
+
+def test_named_semaphores_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed process leaves those to multiprocessing's resource tracker, which must outlive it."""
+    semaphores = """
+import multiprocessing
+locks = [multiprocessing.get_context("spawn").Lock() for _ in range(3)]
+print(*(f"sem.{lock._semlock.name.lstrip('/')}" for lock in locks), flush=True)
+"""
+    server, _ = launcher(tmp_path, monkeypatch, semaphores + HEALTHY)
+    with server:
+        files = [Path("/dev/shm") / name for name in (tmp_path / "log").read_text().split()]
+        assert [file.exists() for file in files] == [True] * 3
+    assert [file.exists() for file in files] == [False] * 3

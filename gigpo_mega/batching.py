@@ -65,6 +65,7 @@ def pack(
     """
     lengths = np.array([len(s.prompt_ids) + len(s.response_ids) - 1 for s in steps], dtype=np.int64)
     whole = cut(lengths, rows, budget)
+
     def size(batch: Int64) -> int:
         return len(batch) * int(lengths[batch[0]])
 
@@ -83,15 +84,16 @@ def pack(
 
 
 def _build(steps: Sequence[Step], rows: Int64, weight: float, multiple: int) -> MicroBatch:
-    sequences = [np.concatenate([steps[r].prompt_ids, steps[r].response_ids]) for r in rows]
+    chosen = [steps[int(r)] for r in rows]
+    sequences = [np.concatenate([s.prompt_ids, s.response_ids]) for s in chosen]
     width = -(-(max(len(s) for s in sequences) - 1) // multiple) * multiple
     tokens = np.zeros((len(rows), width), dtype=np.int64)
     labels = np.zeros((len(rows), width), dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.bool_)
-    for i, (row, sequence) in enumerate(zip(rows, sequences, strict=True)):
+    for i, (step, sequence) in enumerate(zip(chosen, sequences, strict=True)):
         end = len(sequence) - 1
         tokens[i, :end] = sequence[:-1]
         labels[i, :end] = sequence[1:]
-        mask[i, len(steps[row].prompt_ids) - 1 : end] = True
-    responses = np.array([len(steps[r].response_ids) for r in rows], dtype=np.int64)
+        mask[i, len(step.prompt_ids) - 1 : end] = True
+    responses = np.array([len(s.response_ids) for s in chosen], dtype=np.int64)
     return MicroBatch(tokens, labels, mask, rows, responses, weight)

@@ -2,9 +2,8 @@
 
 Plays expert episodes on training tasks, renders them exactly as the rollout would, and fits the policy to the
 expert's actions with the same learner. With `model.path` it continues that policy; without, it trains a
-tokenizer
-on the games' text and starts a small Qwen2 policy from scratch. The result is the Hugging Face directory
-`output`/policy.
+tokenizer on the games' text and starts a small Qwen2 policy from scratch. The result is the Hugging Face
+directory `output`/policy.
 """
 
 from __future__ import annotations
@@ -80,8 +79,7 @@ def demonstrate(cfg: Config) -> tuple[Demonstration, ...]:
 def _rows(
     cfg: Config, demonstrations: Sequence[Demonstration], tokenizer: Tokenizer
 ) -> list[tuple[Step, Float32]]:
-    """One row per expert action, with the prompt that a rollout would have shown, and the weight of each
-    token.
+    """One row per expert action, with the prompt that a rollout would have shown, and each token's weight.
 
     Where prompt tokens weigh too, the whole prompt but its first token counts as the row's response.
     """
@@ -144,9 +142,11 @@ def _metrics(stats: UpdateStats) -> dict[str, float]:
 def _write_scratch(cfg: Config, demonstrations: Sequence[Demonstration], directory: Path) -> None:
     """A tokenizer trained on the games' text, and the configuration of a small Qwen2 policy."""
     c = cfg.coldstart
-    texts = (text for d in demonstrations for o, action in d.turns
-             for text in (f"Task: {o.instruction}", o.text, f"> {action}", *(f" {a}," for a in
-             o.admissible)))  # fmt: skip
+    texts = (
+        text for demonstration in demonstrations for observation, action in demonstration.turns
+        for text in (f"Task: {observation.instruction}", observation.text, f"> {action}",
+                     *(f" {admissible}," for admissible in observation.admissible))
+    )  # fmt: skip
     tokens = train_tokenizer(texts, c.vocabulary, directory)
     hf = {
         "architectures": ["Qwen2ForCausalLM"],

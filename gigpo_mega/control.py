@@ -1,5 +1,4 @@
-"""How the ranks of a run act as one: results and errors of the leader are shared, signals stop all at one
-point."""
+"""How the ranks of a run act as one: the leader's results and errors are shared, signals stop all at once."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ T = TypeVar("T")
 
 
 def shared(layout: Layout, produce: Callable[[], T]) -> T:
-    """What `produce` returns on the leader, on every rank; where it raises there, every rank raises the
-    same."""
+    """What `produce` returns on the leader, on every rank; where it raises, every rank raises the same."""
     box: list[Any] = [None, None]
     if layout.leader:
         try:
@@ -60,8 +58,7 @@ class Stop:
             signal.signal(number, handler)
 
     def run(self, wait: Callable[[], T]) -> T:
-        """What `wait` returns; a signal ends it at once, and one that came before ends it at its
-        beginning."""
+        """What `wait` returns; a signal ends it at once, one that came before ends it before it begins."""
         self._open = True
         try:
             if self._asked:

@@ -1,5 +1,4 @@
-"""Play the held-out panel: `python -m gigpo_mega.evaluate configs/x.yaml --model.path POLICY --output
-DIR`."""
+"""Play the held-out panel: `python -m gigpo_mega.evaluate CONFIG --model.path POLICY --output FOLDER`."""
 
 from __future__ import annotations
 
@@ -18,8 +17,7 @@ from gigpo_mega.tasks import load_tasks
 
 
 def evaluate(cfg: Config) -> dict[str, Any]:
-    """Play `evaluation.episodes` episodes of the panel with the policy at `model.path`; returns the
-    record."""
+    """Play `evaluation.episodes` games with the policy at `model.path`; returns the panel's record."""
     if cfg.model.path is None:
         raise UserError("model.path is not set; give the Hugging Face directory of the policy to evaluate")
     _, held_out = load_tasks(cfg)

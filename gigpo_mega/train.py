@@ -129,7 +129,7 @@ def _open_output(cfg: Config, checkpoints: Checkpoints) -> int:
         raise UserError(f"output: {cfg.output} holds a run already; choose another output or --resume")
     cfg.output.mkdir(parents=True, exist_ok=True)
     options.save(cfg, cfg.output / "config.yaml")
-    return (checkpoints.newest() or 0) if cfg.resume else 0
+    return checkpoints.resumable() if cfg.resume else 0
 
 
 class _Clock:

@@ -11,9 +11,8 @@ from gigpo_mega.types import Step
 
 QWEN2: dict[str, Any] = {
     "vocab_size": 203, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "tie_word_embeddings":
-    True,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-6, "tie_word_embeddings": True,
 }  # fmt: skip
 
 

@@ -1,13 +1,11 @@
 """The same experiment over several seeds, as JSON and as a picture.
 
-    python tools/train_seeds.py configs/quickstart.yaml --seeds 5 --name quickstart_seeds [--section.field
-    value]
+    python tools/train_seeds.py configs/quickstart.yaml --seeds 5 --name quickstart_seeds [--section.field X]
 
 Writes docs/benchmarks/NAME.json (before, after and training curve of every seed, the configuration's digest,
-commit
-and machine) and NAME.png. A seed sets task order, shuffling and the engine's sampling; games, panel and
-cold-start
-policy stay the same. Runs are kept under runs/NAME; a seed that is complete there is not run again.
+commit and machine) and NAME.png. A seed sets task order, shuffling and the engine's sampling; games, panel
+and cold-start policy stay the same. Runs are kept under runs/NAME; a seed that is complete there is not run
+again.
 """
 
 from __future__ import annotations
@@ -47,6 +45,7 @@ def main() -> None:
         "overrides": overrides,
         "commit": _git("rev-parse", "HEAD"),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
+        "summary": summary(seeds),
         "seeds": seeds,
     }
     target = ROOT / "docs" / "benchmarks" / f"{arguments.name}.json"
@@ -61,16 +60,8 @@ def run(config: Path, seed: int, folder: Path, overrides: list[str]) -> dict[str
     cfg = options.load([str(config), *overrides], "tools/train_seeds.py")
     last = output / f"evaluation_{cfg.steps:06d}.json"
     if not last.exists():
-        command = [
-            sys.executable,
-            "-m",
-            "gigpo_mega.train",
-            str(config),
-            "--seed",
-            str(seed),
-            "--output",
-            str(output),
-        ]
+        command = [sys.executable, "-m", "gigpo_mega.train", str(config),
+                   "--seed", str(seed), "--output", str(output)]  # fmt: skip
         resume = ["--resume"] if (output / "config.yaml").exists() else []
         start = time.monotonic()
         subprocess.run([*command, *overrides, *resume], check=True, cwd=ROOT)
@@ -87,8 +78,7 @@ def run(config: Path, seed: int, folder: Path, overrides: list[str]) -> dict[str
 
 
 def summary(seeds: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over seeds and the extremes of the gain, as shares; the worst log-prob gap and the longest
-    run."""
+    """Means over seeds, extremes of the gain (all shares), the worst log-prob gap and the longest run."""
     before = np.array([seed["before"]["success"] for seed in seeds])
     after = np.array([seed["after"]["success"] for seed in seeds])
     return {

@@ -1,9 +1,8 @@
 """Make megatron-core's `torch.cuda` calls mean the CPU on a host without a GPU.
 
-megatron-core allocates with device="cuda", asks for streams, forks "the CUDA RNG" and compares
-`param.type()` with CUDA type names, even under gloo. `install()` maps each of these to its CPU meaning and
-must run before megatron is imported. The function mode is per thread: other threads call
-`install_in_thread()`.
+megatron-core allocates with device="cuda", asks for streams, forks "the CUDA RNG" and compares `param.type()`
+with CUDA type names, even under gloo. `install()` maps each of these to its CPU meaning and must run before
+megatron is imported. The function mode is per thread: other threads call `install_in_thread()`.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import warnings
 from typing import Any
 
 import torch
+from torch._C import default_generator
 from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
@@ -124,7 +124,7 @@ def install() -> None:
     # torch.cuda.manual_seed_all stays as it is: torch.manual_seed calls it.
     cuda.get_rng_state = cuda.random.get_rng_state = lambda *_, **__: torch.random.get_rng_state()
     cuda.set_rng_state = cuda.random.set_rng_state = lambda state, *_, **__: torch.random.set_rng_state(state)
-    cuda.manual_seed = cuda.random.manual_seed = torch.random.default_generator.manual_seed
+    cuda.manual_seed = cuda.random.manual_seed = default_generator.manual_seed
     install_in_thread()
     import megatron.core.tensor_parallel.random as parallel_random
 

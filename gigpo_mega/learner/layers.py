@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,11 @@ from gigpo_mega.cpu import megatron as cpu_megatron
 cpu_megatron.install()
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
+from megatron.core.transformer.attention import SelfAttentionSubmodules  # noqa: E402
+from megatron.core.transformer.spec_utils import ModuleSpec  # noqa: E402
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules  # noqa: E402
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules  # noqa: E402
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
 
 
@@ -36,9 +39,8 @@ class RMSNorm(nn.Module):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        return make_sharded_tensors_for_checkpoint(
-            self.state_dict(keep_vars=True), prefix, {}, sharded_offsets
-        )
+        tensors = self.state_dict(keep_vars=True)
+        return make_sharded_tensors_for_checkpoint(tensors, prefix, {}, sharded_offsets)
 
 
 class CausalAttention(nn.Module):
@@ -48,9 +50,7 @@ class CausalAttention(nn.Module):
     right, where a causal mask already hides it, so no mask is ever built.
     """
 
-    def __init__(
-        self, config: TransformerConfig, *_: Any, softmax_scale: float | None = None, **__: Any
-    ) -> None:
+    def __init__(self, *_: Any, softmax_scale: float | None = None, **__: Any) -> None:
         super().__init__()
         self.scale = softmax_scale
 
@@ -68,7 +68,8 @@ class CausalAttention(nn.Module):
 def local_block(config: TransformerConfig) -> TransformerBlockSubmodules:
     """The transformer block of `config.num_layers` layers built from this module's norm and attention."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm")
-    layer.submodules.input_layernorm = RMSNorm
-    layer.submodules.pre_mlp_layernorm = RMSNorm
-    layer.submodules.self_attention.submodules.core_attention = CausalAttention
-    return TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers, layer_norm=RMSNorm)
+    parts = cast(TransformerLayerSubmodules, layer.submodules)
+    attention = cast(SelfAttentionSubmodules, cast(ModuleSpec, parts.self_attention).submodules)
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    attention.core_attention = CausalAttention
+    return TransformerBlockSubmodules([layer] * config.num_layers, layer_norm=ModuleSpec(RMSNorm))

@@ -49,26 +49,21 @@ class ModelShape:
 
     @classmethod
     def from_hf(cls, directory: Path) -> ModelShape:
-        """Read config.json of a Hugging Face directory; raises UserError where it is missing or
-        unsupported."""
+        """Read a Hugging Face directory's config.json; raises UserError where it is absent or unsupported."""
         path = directory / "config.json"
         try:
             hf: dict[str, Any] = json.loads(path.read_text())
         except FileNotFoundError:
-            raise UserError(
-                f"model.path: {path} does not exist; give a Hugging Face model directory"
-            ) from None
+            wanted = "give a Hugging Face model directory"
+            raise UserError(f"model.path: {path} does not exist; {wanted}") from None
         except (ValueError, OSError) as error:
             raise UserError(f"model.path: cannot read {path}: {error}") from None
         family = hf.get("model_type", "")
         if family not in _FAMILIES:
-            raise UserError(
-                f"model.path: {path} has model_type {family!r}; supported: {', '.join(_FAMILIES)}"
-            )
-        if hf.get("rope_scaling"):
-            raise UserError(
-                f"model.path: {path} asks for rope_scaling {hf['rope_scaling']}, which is not supported"
-            )
+            known = ", ".join(_FAMILIES)
+            raise UserError(f"model.path: {path} has model_type {family!r}; supported: {known}")
+        if scaling := hf.get("rope_scaling"):
+            raise UserError(f"model.path: {path} asks for rope_scaling {scaling}, which is not supported")
         # transformers 5 moved rope_theta into rope_parameters.
         theta = hf.get("rope_theta") or (hf.get("rope_parameters") or {}).get("rope_theta", 10000.0)
         return cls(
@@ -93,11 +88,8 @@ class ModelShape:
 
     def check_tensor(self, tensor: int) -> None:
         """Raise UserError where a tensor-parallel size does not divide this shape."""
-        for name, size in (
-            ("attention heads", self.heads),
-            ("key/value heads", self.kv_heads),
-            ("ffn", self.ffn),
-        ):
+        sizes = {"attention heads": self.heads, "key/value heads": self.kv_heads, "ffn": self.ffn}
+        for name, size in sizes.items():
             if size % tensor:
                 raise UserError(
                     f"parallel.tensor {tensor} does not divide the model's {size} {name}; "
@@ -133,37 +125,30 @@ def transformer_config(shape: ModelShape, model: ModelConfig, parallel: Parallel
         tensor_model_parallel_size=parallel.tensor,
         sequence_parallel=parallel.sequence_parallel,
         batch_p2p_comm=False,
-        # The loss function returns (sum, tokens): the denominator is the token count of all ranks and
-        # micro-batches.
+        cuda_graph_scope=[],  # its default warns that it is deprecated
+        # Our loss returns (sum, tokens): the denominator is the tokens of all ranks and micro-batches.
         calculate_per_token_loss=True,
     )
 
 
 class PolicyModel(GPTModel):
-    """A GPT whose output is the log-probability and entropy of chosen tokens, never logits of all
-    positions."""
+    """A GPT that returns the log-probability and entropy of chosen tokens, never logits of all positions."""
 
     unpadded_vocab: int
     temperature: float
 
-    def _postprocess(
-        self,
-        hidden_states: Tensor,
-        labels: Tensor,
-        loss_mask: Tensor,
-        runtime_gather_output: bool | None,
-        **_: Any,
+    # megatron's forward passes every argument by name; of its seventeen we read three.
+    def _postprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, hidden_states: Tensor, labels: Tensor | None, loss_mask: Tensor, **_: Any
     ) -> Tensor:
         """hidden [s, b, H] -> [2, n]: log-probability and entropy where loss_mask [b, s] is set, row-major.
 
         Without labels, the logits [b, s, V] of this rank's vocabulary shard (for comparison with other
         stacks).
         """
-        weight = (
-            self.shared_embedding_or_output_weight()
-            if self.share_embeddings_and_output_weights
-            else self.output_layer.weight
-        )
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        assert weight is not None, "this rank holds no output layer"
         tensor_group = self.pg_collection.tp
         hidden = hidden_states
         if self.config.sequence_parallel:

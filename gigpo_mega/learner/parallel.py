@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from gigpo_mega.config import ParallelConfig
 from gigpo_mega.cpu import megatron as cpu_megatron
@@ -16,6 +19,15 @@ from gigpo_mega.errors import UserError
 cpu_megatron.install()
 
 from megatron.core import parallel_state, tensor_parallel  # noqa: E402  (after the CPU patches)
+
+# How megatron-core calls torch; nobody who runs us can mend it.
+for _message in (
+    r"`torch\.distributed\.\w+` is deprecated",
+    r"`load_state_dict` is deprecated",
+    r"Please use DTensor instead and we are deprecating ShardedTensor",
+    r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed",
+):
+    warnings.filterwarnings("ignore", message=_message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +49,13 @@ class Layout:
 
     @property
     def data_group(self) -> dist.ProcessGroup:
-        return parallel_state.get_data_parallel_group(with_context_parallel=True)
+        """The ranks that hold the same shard of the policy."""
+        return cast(dist.ProcessGroup, parallel_state.get_data_parallel_group(with_context_parallel=True))
 
     @property
     def tensor_group(self) -> dist.ProcessGroup:
-        return parallel_state.get_tensor_model_parallel_group()
+        """The ranks that together hold one copy of the policy."""
+        return cast(dist.ProcessGroup, parallel_state.get_tensor_model_parallel_group())
 
 
 def world_from_environment() -> tuple[int, int]:
@@ -71,7 +85,7 @@ def initialize(cfg: ParallelConfig, seed: int, timeout: timedelta = timedelta(mi
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if not dist.is_initialized():
         if world == 1:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
         else:
             dist.init_process_group(backend, timeout=timeout)
     if not parallel_state.model_parallel_is_initialized():

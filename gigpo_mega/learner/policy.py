@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from gigpo_mega.algorithms.objective import policy_loss
 from gigpo_mega.batching import MicroBatch, pack, updates
 from gigpo_mega.config import Config
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner.update import Learner, Sums, UpdateStats
+from gigpo_mega.learner.update import Learner, Report, UpdateStats
 from gigpo_mega.types import Advantages, Float32, RowTable
 
 _METRICS = {
@@ -41,9 +42,8 @@ def improve(
 
     Old and reference log-probabilities of all updates are scored before the first. `engine/logprob_gap_*`
     compares the engine's log-probabilities with the learner's in the first update, where the weights are
-    those
-    the engine sampled with. Raises LogprobMismatch, before anything is updated, where a micro-batch's mean
-    gap exceeds `engine.max_logprob_gap`.
+    still those that the engine sampled with. Raises LogprobMismatch, before anything is updated, where a
+    micro-batch's mean gap exceeds `engine.max_logprob_gap`.
     """
     layout = learner.layout
     chosen = np.arange(len(rows), dtype=np.int64)
@@ -58,14 +58,13 @@ def improve(
     ]  # fmt: skip
     engine = [[_behaviour(rows, batch) for batch in batches] for batches in plan]
     old = engine if cfg.objective.old_logprob == "engine" else [learner.score(batches) for batches in plan]
-    reference = (
-        [learner.score(batches, reference=True) for batches in plan] if cfg.objective.kl_coef else None
-    )
+    reference: Sequence[list[Float32] | None] = [None] * len(plan)
+    if cfg.objective.kl_coef:
+        reference = [learner.score(batches, reference=True) for batches in plan]
     stats: list[UpdateStats] = []
     for i, batches in enumerate(plan):
-        loss = _Surrogate(
-            cfg, advantages.total, old[i], engine[i] if i == 0 else None, reference and reference[i]
-        )
+        sampled = engine[i] if i == 0 else None
+        loss = _Surrogate(cfg, advantages.total, old[i], sampled, reference[i])
         stats.append(learner.update(batches, loss))
         on_update(i + 1, len(plan))
     return _summary(stats) | {"update/rows": float(len(chosen))}
@@ -75,28 +74,19 @@ def _behaviour(rows: RowTable, batch: MicroBatch) -> Float32:
     return np.concatenate([rows.steps[r].logprobs for r in batch.rows])
 
 
+@dataclass(frozen=True, slots=True)
 class _Surrogate:
-    """The `Loss` of one update, holding its per-token columns by micro-batch."""
+    """The `Loss` of one update."""
 
-    def __init__(
-        self,
-        cfg: Config,
-        advantage: Float32,
-        old: list[Float32],
-        engine: list[Float32] | None,
-        reference: list[Float32] | None,
-    ) -> None:
-        self.cfg, self.advantage, self.old, self.engine, self.reference = (
-            cfg,
-            advantage,
-            old,
-            engine,
-            reference,
-        )
+    cfg: Config
+    advantage: Float32  # [N] by row of the table
+    old: list[Float32]  # per token, by micro-batch; so are the next two
+    engine: list[Float32] | None
+    reference: list[Float32] | None
 
     def __call__(
         self, index: int, batch: MicroBatch, logprob: Tensor, entropy: Tensor
-    ) -> tuple[Tensor, Sums]:
+    ) -> tuple[Tensor, Report]:
         def column(values: Float32) -> Tensor:
             return torch.from_numpy(values).to(logprob.device)
 
@@ -110,11 +100,12 @@ class _Surrogate:
             entropy=entropy,
         )
         sums = {_METRICS[name]: value for name, value in sums.items()}
-        if self.engine is not None:
-            gap = (logprob.detach() - column(self.engine[index])).abs()
-            self._check(float(gap.mean()))
-            sums |= {"engine/logprob_gap_mean": gap.sum(), "engine/logprob_gap_square": gap.square().sum()}
-        return total, sums
+        if self.engine is None:
+            return total, Report(sums)
+        gap = (logprob.detach() - column(self.engine[index])).abs()
+        self._check(float(gap.mean()))
+        sums["engine/logprob_gap_mean"] = gap.sum()
+        return total, Report(sums, {"engine/logprob_gap_max": gap.max()})
 
     def _check(self, gap: float) -> None:
         limit = self.cfg.engine.max_logprob_gap
@@ -137,26 +128,24 @@ class Cloning:
 
     def __call__(
         self, index: int, batch: MicroBatch, logprob: Tensor, entropy: Tensor
-    ) -> tuple[Tensor, Sums]:
+    ) -> tuple[Tensor, Report]:
         weight = torch.from_numpy(np.concatenate([self.weights[r] for r in batch.rows])).to(logprob.device)
         action = (weight == 1).to(logprob.dtype)
-        return -(weight * logprob).sum(), {
-            "loss/action": -(action * logprob.detach()).sum(),
-            "loss/action_tokens": action.sum(),
-        }
+        sums = {"loss/action": -(action * logprob.detach()).sum(), "loss/action_tokens": action.sum()}
+        return -(weight * logprob).sum(), Report(sums)
 
 
 def _summary(stats: list[UpdateStats]) -> dict[str, float]:
-    """Token-weighted means over the updates; the gap stands on the first update alone."""
+    """Token-weighted means and peaks over the updates; the gap stands on the first update alone."""
     if not stats:
         return {}
     tokens = np.array([s.tokens for s in stats], dtype=np.float64)
     summary: dict[str, float] = {}
+    for name in stats[0].peaks:
+        summary[name] = max(s.peaks[name] for s in stats if name in s.peaks)
     for name in stats[0].means:
         seen = [(s.means[name], t) for s, t in zip(stats, tokens, strict=True) if name in s.means]
         summary[name] = float(sum(v * t for v, t in seen) / sum(t for _, t in seen))
-    if "engine/logprob_gap_square" in summary:
-        summary["engine/logprob_gap_rms"] = summary.pop("engine/logprob_gap_square") ** 0.5
     return summary | {
         "optimizer/grad_norm": float(np.mean([s.grad_norm for s in stats])),
         "optimizer/lr": stats[-1].lr,

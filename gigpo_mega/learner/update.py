@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,9 +28,17 @@ from megatron.core.optimizer import get_megatron_optimizer  # isort: skip
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # isort: skip
 from megatron.core.pipeline_parallel import get_forward_backward_func  # isort: skip
 
-Sums = dict[str, Tensor]
-Loss = Callable[[int, MicroBatch, Tensor, Tensor], tuple[Tensor, Sums]]
-"""(index, micro-batch, logprob [n], entropy [n]) -> (loss summed over tokens, metrics summed over tokens)."""
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a loss measured on one micro-batch."""
+
+    sums: dict[str, Tensor]  # over tokens; they become token means
+    peaks: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # the largest of any token
+
+
+Loss = Callable[[int, MicroBatch, Tensor, Tensor], tuple[Tensor, Report]]
+"""(index, micro-batch, logprob [n], entropy [n]) -> (loss summed over tokens, report)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +48,8 @@ class UpdateStats:
     tokens: int  # the loss denominator, over all ranks
     grad_norm: float  # before clipping
     lr: float
-    means: dict[str, float]  # token means of the loss's metrics
+    means: dict[str, float]  # of the loss's metrics, over all tokens
+    peaks: dict[str, float]  # the largest of any token
 
 
 class Learner:
@@ -87,12 +96,11 @@ class Learner:
     def update(self, batches: Sequence[MicroBatch], loss: Loss) -> UpdateStats:
         """One optimizer update on `loss` over this rank's micro-batches (the same number on every rank).
 
-        The denominator is the token count of all ranks and micro-batches, so that no split changes the
-        gradient.
+        The denominator is the token count of all ranks and micro-batches: no split changes the gradient.
         """
         self._model.zero_grad_buffer()
         self.optimizer.zero_grad()
-        reports: list[Sums] = get_forward_backward_func()(
+        reports: list[Report] = get_forward_backward_func()(
             forward_step_func=partial(_forward_step, loss=loss),
             data_iterator=iter(enumerate(batches)),
             model=self._model,
@@ -101,18 +109,23 @@ class Learner:
             micro_batch_size=1,
             forward_only=False,
         )
-        _, grad_norm, _ = self.optimizer.step()
+        _, grad_norm, _ = cast(tuple[bool, float, int], self.optimizer.step())
         lr = float(self.optimizer.param_groups[0]["lr"])
         self.scheduler.step(1)
-        sums = self._reduce({k: float(sum(r[k] for r in reports)) for k in reports[0]})
+        sums = {name: float(sum(r.sums[name] for r in reports)) for name in reports[0].sums}
+        peaks = {name: max(float(r.peaks[name]) for r in reports) for name in reports[0].peaks}
+        sums, peaks = self._reduce(sums, dist.ReduceOp.SUM), self._reduce(peaks, dist.ReduceOp.MAX)
         tokens = sums.pop("tokens")
-        return UpdateStats(int(tokens), float(grad_norm), lr, {k: v / tokens for k, v in sums.items()})
+        means = {name: value / tokens for name, value in sums.items()}
+        return UpdateStats(int(tokens), float(grad_norm), lr, means, peaks)
 
-    def _reduce(self, sums: dict[str, float]) -> dict[str, float]:
-        names = sorted(sums)
-        values = torch.tensor([sums[n] for n in names], dtype=torch.float64, device=self.layout.device)
-        dist.all_reduce(values, group=self.layout.data_group)
-        return dict(zip(names, values.tolist(), strict=True))
+    def _reduce(self, values: dict[str, float], operation: dist.ReduceOp.RedOpType) -> dict[str, float]:
+        """`values` over the data-parallel ranks."""
+        if not values:
+            return {}
+        reduced = torch.tensor(list(values.values()), dtype=torch.float64, device=self.layout.device)
+        dist.all_reduce(reduced, operation, self.layout.data_group)
+        return dict(zip(values, reduced.tolist(), strict=True))
 
 
 def _forward(model: Any, batch: MicroBatch) -> Tensor:
@@ -125,15 +138,16 @@ def _forward(model: Any, batch: MicroBatch) -> Tensor:
 
 def _forward_step(
     batches: Iterator[tuple[int, MicroBatch]], model: Any, loss: Loss
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Sums]]]:
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor, Report]]]:
     index, batch = next(batches)
 
-    def reduce(output: Tensor) -> tuple[Tensor, Tensor, Sums]:
-        total, sums = loss(index, batch, output[0], output[1])
+    def reduce(output: Tensor) -> tuple[Tensor, Tensor, Report]:
+        total, report = loss(index, batch, output[0], output[1])
+        total = total * batch.weight
         tokens = torch.tensor(int(batch.lengths.sum() * batch.weight), dtype=torch.int, device=output.device)
-        report = {name: value.detach() * batch.weight for name, value in sums.items()}
-        report |= {"loss/total": total.detach() * batch.weight, "tokens": tokens}
-        return total * batch.weight, tokens, report
+        sums = {name: value.detach() * batch.weight for name, value in report.sums.items()}
+        sums |= {"loss/total": total.detach(), "tokens": tokens}
+        return total, tokens, Report(sums, report.peaks)
 
     return _forward(model, batch), reduce
 

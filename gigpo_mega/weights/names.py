@@ -42,8 +42,7 @@ def _alone(tensor: Tensor, _: ModelShape) -> list[Tensor]:
 
 
 def _merge_qkv(tensors: list[Tensor], shape: ModelShape) -> Tensor:
-    """q, k, v [rows, ...] -> [kv_heads * (heads / kv_heads + 2) * head_dim, ...], grouped by key/value
-    head."""
+    """q, k, v [rows, ...] -> [kv_heads * (heads / kv_heads + 2) * head_dim, ...], one group per kv head."""
     q, k, v = (t.unflatten(0, (shape.kv_heads, -1)) for t in tensors)
     return torch.cat([q, k, v], dim=1).flatten(0, 1)
 

@@ -74,10 +74,9 @@ def linear_logprob(
     """Log-probability of `target` and entropy of softmax(hidden @ weight.T / temperature).
 
     hidden [T, H], weight [V, H] (this rank's rows of the vocabulary), target int64 [T] in the whole
-    vocabulary,
-    temperature a scalar or [T], vocab_start the first row this rank owns, vocab_size the unpadded size of the
-    whole vocabulary (columns beyond it get probability 0), group the process group the vocabulary is split
-    over. Returns (logprob, entropy), each float32 [T], differentiable in hidden and weight.
+    vocabulary, temperature a scalar or [T], vocab_start the first row this rank owns, vocab_size the unpadded
+    size of the whole vocabulary (columns beyond it get probability 0), group the process group the vocabulary
+    is split over. Returns (logprob, entropy), each float32 [T], differentiable in hidden and weight.
     """
     logits = torch.nn.functional.linear(hidden, weight).float()
     logits = logits / (temperature[:, None] if isinstance(temperature, Tensor) else temperature)

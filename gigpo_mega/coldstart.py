@@ -42,6 +42,8 @@ def coldstart(cfg: Config) -> Path:
     """Clone the environment's expert; returns the policy's Hugging Face directory. All ranks call this."""
     layout = parallel.initialize(cfg.parallel, cfg.seed)
     seed_everything(cfg.seed)
+    cfg.output.mkdir(parents=True, exist_ok=True)
+    shared(layout, lambda: options.save(cfg, cfg.output / "config.yaml"))
     demonstrations = shared(layout, lambda: demonstrate(cfg))
     source = cfg.model.path or cfg.output / "scratch"
     if cfg.model.path is None:

@@ -27,7 +27,7 @@ POLICY = _CONFIGS / "quickstart_policy"
 
 def run(overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train as CONFIG and `overrides` say; returns the panel's records before and after."""
-    cfg = options.load([str(CONFIG), "--model.path", str(POLICY), *overrides], "gigpo_mega.quickstart")
+    cfg = options.load([str(CONFIG), *overrides], "gigpo_mega.quickstart")
     train(cfg)
     before, after = (_record(cfg, step) for step in (0, cfg.steps))
     games = f"held-out panel, {before['episodes']} games"

@@ -16,12 +16,12 @@ setup: .venv/.requirements .venv/.package
 	@echo "setup 1/4  .venv with $(PYTHON)"
 	@$(PYTHON) -m venv .venv && touch $@
 
-# torch first and with its dependencies, then the rest; only sglang goes in without its own (requirements/sglang.txt).
+# torch first and with its dependencies, then the rest; what is in requirements/sglang.txt goes in without its own.
 .venv/.requirements: .venv/.python $(wildcard requirements/*.txt)
 	@echo "setup 2/4  torch, megatron-core and what they need (a few minutes once)"
 	@$(INSTALL) -r requirements/torch.txt $(LOCKS)
 	@$(INSTALL) -r requirements/torch.txt -r requirements/cpu.txt -r requirements/dev.txt
-	@echo "setup 3/4  sglang"
+	@echo "setup 3/4  sglang, game data, SmolLM2"
 	@$(INSTALL) --no-deps -r requirements/sglang.txt
 	@touch $@
 

@@ -105,7 +105,7 @@ def test_installed_versions_are_the_pinned_ones(name: str):
 
 
 def test_pinned_set_is_consistent():
-    """What `pip check` says, but for the two that are installed without their dependencies on purpose."""
+    """What `pip check` says, but for those that are installed without their dependencies on purpose."""
     wrong: list[str] = []
     for pin in [*pins("torch"), *pins("cpu"), *pins("dev")]:
         for text in metadata.requires(pin.name) or []:

@@ -1,10 +1,11 @@
-"""The whole loop with the real engine: killed and resumed, stopped by signal, on two processes, with lost weights.
+"""The whole loop with the real engine: killed and resumed, stopped by signal, on two processes, misled.
 
 Runs that are compared are fed the groups of one uninterrupted run, whatever the engine samples.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -121,16 +122,20 @@ def test_two_processes_train_as_one(
         assert one["engine/logprob_gap_mean"] < 1e-5
 
 
-def test_a_stopped_run_saves_and_resumes(uninterrupted: Path, arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped_at", [0, 2])
+def test_a_stopped_run_saves_and_resumes(
+    stopped_at: int, uninterrupted: Path, arguments: list[str], tmp_path: Path
+) -> None:
     output = tmp_path / "run"
     (output / "groups").mkdir(parents=True)
-    for step in range(2):  # it is stopped while it samples the third iteration
+    for step in range(stopped_at):  # it is stopped while it samples the iteration after these
         shutil.copy(uninterrupted / "groups" / f"{step:06d}.npz", output / "groups")
     lines = ["--checkpoint.every", "100", "--output", str(output)]
-    stopped = launch([str(ROOT / "tests/faulty_train.py"), "stop", "2"], *arguments, *lines)
+    stopped = launch([str(ROOT / "tests/faulty_train.py"), "stop", str(stopped_at)], *arguments, *lines)
     assert stopped.returncode == 130, stopped.stderr[-3000:]
-    assert (output / "checkpoints" / "iteration_000002" / "state.json").exists()
-    shutil.copy(uninterrupted / "groups" / "000002.npz", output / "groups")
+    saved = [path.name for path in (output / "checkpoints").glob("*")]
+    assert saved == ([f"iteration_{stopped_at:06d}"] if stopped_at else [])
+    shutil.copytree(uninterrupted / "groups", output / "groups", dirs_exist_ok=True)
     assert run("never", output, arguments, "--checkpoint.every", "100", "--resume") == 0
     assert same_policy(output, uninterrupted)
 
@@ -150,3 +155,19 @@ def test_wrong_weights_in_the_engine_are_caught(
     assert not (output / "groups" / "000001.npz").exists()
     assert run("never", output, arguments, "--resume") == 0
     assert len(read_rows(output / "metrics.jsonl")) == STEPS
+
+
+@pytest.mark.learn
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_agent_masters_a_small_game(seed: int, arguments: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    model = arguments[1:5]  # the shared policy and engine
+    done = launch(
+        ["-m", "gigpo_mega.train"], str(ROOT / "tests/parity.yaml"), *model,
+        "--seed", str(seed), "--output", str(output),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, after = (json.loads((output / f"evaluation_{i:06d}.json").read_text()) for i in (0, 12))
+    assert before["success"] < 0.5
+    assert after["success"] > 0.9
+    assert (output / "report.html").stat().st_size > 10_000

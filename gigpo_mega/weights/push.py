@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator
@@ -145,8 +147,27 @@ def _serialized(bucket: list[NamedTensor]) -> str:
     from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorBucket
 
     if not bucket[0][1].is_cuda:
-        # The default strategy hands over file descriptors, which only a child of ours could receive.
-        torch.multiprocessing.set_sharing_strategy("file_system")
+        _share_through_files()
     flat = FlattenedTensorBucket(named_tensors=bucket)
     payload = {"flattened_tensor": flat.get_flattened_tensor(), "metadata": flat.get_metadata()}
     return str(MultiprocessingSerializer.serialize(payload, output_str=True))
+
+
+@functools.cache
+def _share_through_files() -> None:
+    """Let any process open our shared tensors; the default hands over descriptors, for children only.
+
+    torch starts a manager process for this that lives as long as the server does. It must not inherit our
+    output: whoever reads that through a pipe would wait for the server to end.
+    """
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    with open(os.devnull, "wb") as nothing:
+        for stream in kept:
+            os.dup2(nothing.fileno(), stream)
+    try:
+        torch.zeros(1).share_memory_()  # starts the manager
+    finally:
+        for stream, copy in kept.items():
+            os.dup2(copy, stream)
+            os.close(copy)

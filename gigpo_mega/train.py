@@ -55,7 +55,7 @@ def train(cfg: Config) -> None:
                     shared(layout, lambda: host.journal.forget(before=checkpoints.oldest() or 0))
             _evaluate(learner, host, stop)
         except KeyboardInterrupt:
-            if checkpoints.newest() != learner.iteration:
+            if (checkpoints.newest() or 0) != learner.iteration:
                 checkpoints.save(learner)
             raise
     if cfg.checkpoint.export:

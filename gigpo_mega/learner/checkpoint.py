@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from gigpo_mega.config import CheckpointConfig
 from gigpo_mega.errors import UserError
@@ -25,6 +27,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer  # is
 
 # We save in the foreground: megatron's own queue starts a process that imports the whole program once more.
 filesystem_async._results_queue = queue.Queue()
+logging.getLogger(filesystem_async.__name__).setLevel(logging.CRITICAL)  # what it logs, it raises too
 
 # Optimizer shards that a run with another layout can read.
 _SHARDING: dict[str, Any] = {
@@ -32,6 +35,7 @@ _SHARDING: dict[str, Any] = {
     "distrib_optim_fully_reshardable_mem_efficient": False,
 }
 _STATE = "state.json"
+_FAILURES = (Exception, CheckpointException)  # torch's derives from BaseException
 
 
 class Checkpoints:
@@ -87,7 +91,7 @@ class Checkpoints:
             _read(learner, path, state)
         except UserError:
             raise
-        except Exception as error:
+        except _FAILURES as error:
             raise UserError(
                 f"output: cannot read {path}: {_reason(error)}; delete it to resume from an older one"
             ) from error
@@ -200,7 +204,7 @@ def _together(learner: Learner, path: Path, act: Callable[[], None], leader: boo
     if learner.layout.leader or not leader:
         try:
             act()
-        except Exception as error:
+        except _FAILURES as error:
             reason = _reason(error)
     reasons: list[str] = [""] * learner.layout.world
     dist.all_gather_object(reasons, reason)

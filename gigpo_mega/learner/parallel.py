@@ -26,6 +26,7 @@ for _message in (
     r"`load_state_dict` is deprecated",
     r"Please use DTensor instead and we are deprecating ShardedTensor",
     r"The \.grad attribute of a Tensor that is not a leaf Tensor is being accessed",
+    r"When using async grad allreduce it is recommended to set .* CUDA_DEVICE_MAX_CONNECTIONS",
 ):
     warnings.filterwarnings("ignore", message=_message)
 

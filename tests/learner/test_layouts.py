@@ -1,4 +1,4 @@
-"""One process, DP2 and TP2 from one checkpoint and the same rows: the same losses, gradients and weights."""
+"""One process, DP2 and TP2 from one policy and the same rows: the same losses, gradients and weights."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.tiny import write_policy
+from tests.tiny import random_steps, write_policy
 
 pytestmark = pytest.mark.distributed
 ROOT = Path(__file__).parents[2]
+Results = dict[str, dict[str, Any]]
 
 
-def launch(world: int, policy: Path, output: Path, *cases: str) -> dict[str, dict[str, Any]]:
-    """Results by case of a launch of `world` processes."""
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node", str(world),
-               "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0",
-               str(ROOT / "tests/learner/ranks.py"), str(policy), str(output), *cases]  # fmt: skip
+def launch(world: int, *arguments: str) -> Results:
+    """Results by case of tests/learner/ranks.py in `world` processes."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    command = [sys.executable, "-W", "ignore", *(torchrun if world > 1 else ()),
+               str(ROOT / "tests/learner/ranks.py"), *arguments]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=400, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -30,27 +32,20 @@ def launch(world: int, policy: Path, output: Path, *cases: str) -> dict[str, dic
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_policy(tmp_path_factory.mktemp("policy"))
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The shared policy, and where checkpoints go."""
+    return str(write_policy(tmp_path_factory.mktemp("policy"))), str(tmp_path_factory.mktemp("checkpoints"))
 
 
 @pytest.fixture(scope="module")
-def single(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return launch(1, policy, tmp_path_factory.mktemp("one"), "score:1", "improve:1", "improve:1:plain",
-    "save:1", "resume:1",
-                  "save:1:plain", "resume:1:plain")  # fmt: skip
+def one(folders: tuple[str, str]) -> Results:
+    return launch(1, *folders, "score:1", "train:1", "train:1:plain", "resume:1", "resume:1:plain")
 
 
 @pytest.fixture(scope="module")
-def data2(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return launch(
-        2, policy, tmp_path_factory.mktemp("dp"), "improve:1", "improve:1:plain", "save:1", "resume:1"
-    )
-
-
-@pytest.fixture(scope="module")
-def tensor2(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return launch(2, policy, tmp_path_factory.mktemp("tp"), "improve:2", "improve:2:sp", "save:2", "resume:2")
+def two(folders: tuple[str, str], one: Results) -> Results:
+    data = ["train:1", "resume:1", "train:1:plain"]
+    return launch(2, *folders, *data, "train:2", "resume:2", "reshard:2", "full:2", "train:2:sp", "logprob:2")
 
 
 def same(left: dict[str, Any], right: dict[str, Any]) -> None:
@@ -66,53 +61,46 @@ def same(left: dict[str, Any], right: dict[str, Any]) -> None:
         assert right["weights"][name] == pytest.approx([total, magnitude], abs=2e-5 * magnitude), name
 
 
-@pytest.mark.parametrize("case", ["improve:1", "improve:1:plain"])
-def test_data_parallel_2_equals_one_process(case: str, single: dict[str, Any], data2: dict[str, Any]) -> None:
-    same(single["improve:1"], data2[case])
+@pytest.mark.parametrize("case", ["train:1", "train:1:plain", "train:2", "train:2:sp"])
+def test_two_processes_equal_one(case: str, one: Results, two: Results) -> None:
+    same(one["train:1"], two[case])
 
 
-@pytest.mark.parametrize("case", ["improve:2", "improve:2:sp"])
-def test_tensor_parallel_2_equals_one_process(
-    case: str, single: dict[str, Any], tensor2: dict[str, Any]
-) -> None:
-    same(single["improve:1"], tensor2[case])
+def test_optimizer_kinds_agree(one: Results) -> None:
+    same(one["train:1"], one["train:1:plain"])
 
 
-def test_optimizer_kinds_agree(single: dict[str, Any]) -> None:
-    same(single["improve:1"], single["improve:1:plain"])
+@pytest.mark.parametrize(("world", "case"), [(1, "1"), (1, "1:plain"), (2, "1"), (2, "2")])
+def test_resume_is_bit_equal(world: int, case: str, one: Results, two: Results) -> None:
+    results = one if world == 1 else two
+    assert results[f"resume:{case}"]["metrics"] == results[f"train:{case}"]["metrics"][1:]
+    assert results[f"resume:{case}"]["weights"] == results[f"train:{case}"]["weights"]
 
 
-@pytest.mark.parametrize("flags", ["1", "1:plain"])
-def test_resume_is_bit_equal(flags: str, single: dict[str, Any]) -> None:
-    for key in ("metrics", "weights"):
-        assert single[f"resume:{flags}"][key] == single[f"save:{flags}"][key]
+def test_checkpoint_resumes_under_another_layout(one: Results, two: Results) -> None:
+    same(one["resume:1"], two["reshard:2"])
 
 
-def test_resume_is_bit_equal_on_two_ranks(data2: dict[str, Any], tensor2: dict[str, Any]) -> None:
-    for results, tensor in ((data2, 1), (tensor2, 2)):
-        for key in ("metrics", "weights"):
-            assert results[f"resume:{tensor}"][key] == results[f"save:{tensor}"][key]
+def test_one_rank_without_space_stops_every_rank(two: Results) -> None:
+    first, second = two["full:2"]["errors"]
+    assert first == second
+    assert "File too large" in first
+    assert two["full:2"]["left"] == ["iteration_000001"]
 
 
-def test_checkpoint_resumes_under_another_layout(
-    policy: Path, single: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    output = tmp_path_factory.mktemp("reshard")
-    launch(1, policy, output, "save:1")
-    same(single["save:1"], launch(2, policy, output, "resume:2")["resume:2"])
+def test_logprob_of_a_split_vocabulary(two: Results) -> None:
+    for name, error in two["logprob:2"]["errors"].items():
+        assert error < 5e-6, name
 
 
-def test_scores_equal_transformers(policy: Path, single: dict[str, Any]) -> None:
-    import numpy as np
+def test_scores_equal_transformers(folders: tuple[str, str], one: Results) -> None:
     import torch
     from transformers import Qwen2ForCausalLM
 
-    from tests.tiny import random_steps
-
-    theirs = Qwen2ForCausalLM.from_pretrained(policy, dtype=torch.float32).eval()
+    theirs = Qwen2ForCausalLM.from_pretrained(folders[0], dtype=torch.float32).eval()
     for row, step in enumerate(random_steps(24)):
         ids = torch.from_numpy(np.concatenate([step.prompt_ids, step.response_ids]).astype(np.int64))
         with torch.no_grad():
             logprobs = theirs(ids[None]).logits[0, :-1].log_softmax(-1)
         expected = logprobs.gather(1, ids[1:, None])[len(step.prompt_ids) - 1 :, 0].tolist()
-        assert single["score:1"]["scores"][str(row)] == pytest.approx(expected, abs=5e-6)
+        assert one["score:1"]["scores"][str(row)] == pytest.approx(expected, abs=5e-6)

@@ -118,9 +118,8 @@ def _fresh(partial: Path, size: int) -> None:
     """An empty folder on a disk with room for `size` bytes."""
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "learner").mkdir(parents=True)
-    free = shutil.disk_usage(partial).free
-    if free < size:
-        raise OSError(f"the disk has {free / 2**20:.0f} MiB free, a checkpoint needs {size / 2**20:.0f} MiB")
+    if shutil.disk_usage(partial).free < size:
+        raise OSError(f"a checkpoint needs {size / 2**20:.1f} MiB")
 
 
 def _size(learner: Learner) -> int:
@@ -205,7 +204,8 @@ def _together(learner: Learner, path: Path, act: Callable[[], None], leader: boo
         try:
             act()
         except _FAILURES as error:
-            reason = _reason(error)
+            free = shutil.disk_usage(next(p for p in path.parents if p.exists())).free
+            reason = f"{_reason(error)} ({free / 2**20:.1f} MiB free)"
     reasons: list[str] = [""] * learner.layout.world
     dist.all_gather_object(reasons, reason)
     failed = next((r for r in reasons if r), None)

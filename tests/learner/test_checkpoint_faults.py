@@ -1,0 +1,187 @@
+"""Disks that fill up, files that were damaged: one line for the user, and the last good checkpoint holds."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gigpo_mega.config import CheckpointConfig
+from gigpo_mega.errors import UserError
+from gigpo_mega.learner import checkpoint, parallel
+from gigpo_mega.learner.checkpoint import Checkpoints
+from gigpo_mega.learner.update import Learner
+from tests.learner import ranks
+from tests.tiny import write_policy
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
+    """A learner that has made one iteration."""
+    cfg = ranks.config(tensor=1)
+    layout = parallel.initialize(cfg.parallel, seed=0)
+    policy = write_policy(tmp_path_factory.mktemp("policy"))
+    made = ranks.learner(ranks.Place(cfg, policy, policy, layout))
+    ranks.iterate(made, cfg, 0)
+    yield made
+    parallel.shutdown()
+
+
+def saved(learner: Learner, folder: Path, iterations: int, keep: int = 3) -> Checkpoints:
+    """Checkpoints of the first `iterations` iterations, all of the same weights."""
+    checkpoints = Checkpoints(folder, CheckpointConfig(keep=keep))
+    for iteration in range(1, iterations + 1):
+        learner.iteration = iteration
+        checkpoints.save(learner)
+    return checkpoints
+
+
+def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def check_good(learner: Learner, folder: Path, iteration: int) -> None:
+    """The checkpoint is the newest, alone, and gives back the weights."""
+    assert names(folder) == [f"iteration_{iteration:06d}"]
+    checkpoints = Checkpoints(folder, CheckpointConfig())
+    assert checkpoints.resumable() == iteration
+    before = {name: tensor.clone() for name, tensor in learner.policy.named_parameters()}
+    with torch.no_grad():
+        for parameter in learner.policy.parameters():
+            parameter.zero_()
+    checkpoints.load(learner, iteration)
+    assert learner.iteration == iteration
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.policy.named_parameters())
+
+
+def test_a_disk_without_room_is_seen_before_writing(
+    learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = saved(learner, tmp_path, 1)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**18))
+    learner.iteration = 2
+    with pytest.raises(UserError, match=r"a checkpoint needs 0\.4 MiB \(0\.2 MiB free\)") as error:
+        checkpoints.save(learner)
+    assert str(tmp_path) in one_line(error)
+    check_good(learner, tmp_path, 1)
+
+
+@contextmanager
+def no_space(folder: Path, learner: Learner) -> Iterator[None]:
+    """A disk that passes the check of free space and is full a little later: other programs write too."""
+    filler = folder / "filler"
+    free = shutil.disk_usage(folder).free - checkpoint._size(learner) - 2**14
+    filler.write_bytes(bytes(free))
+    yield
+    filler.unlink()
+
+
+@contextmanager
+def refused(folder: Path, learner: Learner) -> Iterator[None]:
+    """Files that may not grow, where nobody may mount a small disk."""
+    with ranks.smallest_files(50_000):
+        yield
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(tmp_path)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small disk here")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def fill_up(
+    learner: Learner, folder: Path, full: Callable[[Path, Learner], AbstractContextManager[None]]
+) -> str:
+    """What the user reads when the disk refuses the second checkpoint; the first must hold."""
+    checkpoints = saved(learner, folder, 1)
+    learner.iteration = 2
+    with full(folder, learner), pytest.raises(UserError, match="free space or change output") as error:
+        checkpoints.save(learner)
+    check_good(learner, folder, 1)
+    saved(learner, folder, 2, keep=1)
+    check_good(learner, folder, 2)
+    return one_line(error)
+
+
+def test_a_disk_that_fills_up_while_writing(learner: Learner, small_disk: Path) -> None:
+    assert "(0.0 MiB free)" in fill_up(learner, small_disk, no_space)
+
+
+def test_a_disk_that_refuses_a_file(learner: Learner, tmp_path: Path) -> None:
+    assert "iteration_000002.partial" in fill_up(learner, tmp_path, refused)
+
+
+def largest(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(folder: Path) -> None:
+    path = largest(folder)
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def remove(folder: Path) -> None:
+    largest(folder).unlink()
+
+
+def cut_description(folder: Path) -> None:
+    (folder / "state.json").write_text('{"iteration": ')
+
+
+@pytest.mark.parametrize("damage", [truncate, remove, cut_description])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    damage: Callable[[Path], None], learner: Learner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = saved(learner, tmp_path, 3)
+    damage(tmp_path / "iteration_000003")
+    assert checkpoints.resumable() == 2
+    assert capsys.readouterr().err == f"{tmp_path}/iteration_000003 is damaged; trying the one before it\n"
+    with pytest.raises(UserError, match="delete it to resume from an older one") as error:
+        checkpoints.load(learner, 3)
+    assert "iteration_000003" in one_line(error)
+    checkpoints.load(learner, 2)
+    for iteration in (1, 2):
+        damage(tmp_path / f"iteration_{iteration:06d}")
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged; choose another output"):
+        checkpoints.resumable()
+
+
+def test_a_file_of_other_content_is_refused(learner: Learner, tmp_path: Path) -> None:
+    checkpoints = saved(learner, tmp_path, 1)
+    path = largest(tmp_path / "iteration_000001")
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(UserError, match="delete it to resume from an older one") as error:
+        checkpoints.load(learner, 1)
+    one_line(error)
+
+
+def test_a_new_run_starts_at_zero(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    assert checkpoints.resumable() == 0
+    assert checkpoints.newest() is None
+    assert checkpoints.oldest() is None
+
+
+def test_old_checkpoints_go(learner: Learner, tmp_path: Path) -> None:
+    checkpoints = saved(learner, tmp_path, 4, keep=2)
+    assert names(tmp_path) == ["iteration_000003", "iteration_000004"]
+    learner.iteration = 3  # a run that fell back to the third: what is newer stays until it is written anew
+    checkpoints.save(learner)
+    assert names(tmp_path) == ["iteration_000003", "iteration_000004"]

@@ -182,12 +182,14 @@ def case_logprob(place: Place) -> dict[str, Any]:
     expected = exact.linear_logprob(whole_hidden, whole_weight, target, *upstream, **case)
     hidden = whole_hidden.clone().requires_grad_()
     shard = whole_weight.chunk(ranks)[rank].clone().requires_grad_()
-    values = linear_logprob(hidden, shard, target, vocab_start=rank * len(shard), group=group, **case)
-    sum(d * v for d, v in zip(upstream, values, strict=True)).sum().backward()
-    d_hidden, d_weight = hidden.grad, [torch.empty_like(shard) for _ in range(ranks)]
-    dist.all_reduce(d_hidden, group=group)
+    start = rank * len(shard)
+    logprob, entropy = linear_logprob(hidden, shard, target, vocab_start=start, group=group, **case)
+    (upstream[0] * logprob + upstream[1] * entropy).sum().backward()
+    assert hidden.grad is not None
+    d_weight = [torch.empty_like(shard) for _ in range(ranks)]
+    dist.all_reduce(hidden.grad, group=group)
     dist.all_gather(d_weight, shard.grad, group=group)
-    found = (*values, d_hidden, torch.cat(d_weight))
+    found = (logprob.detach(), entropy.detach(), hidden.grad, torch.cat(d_weight))
     names = ("logprob", "entropy", "d_hidden", "d_weight")
     largest = [float((one - other).abs().max()) for one, other in zip(found, expected, strict=True)]
     return {"errors": dict(zip(names, largest, strict=True))}

@@ -26,6 +26,7 @@ from gigpo_mega.learner.model import ModelShape
 from gigpo_mega.learner.parallel import Layout
 from gigpo_mega.learner.policy import Cloning
 from gigpo_mega.learner.update import Learner, UpdateStats, seed_everything
+from gigpo_mega.rollout.projection import ANSWERS
 from gigpo_mega.rollout.prompt import PromptBuilder
 from gigpo_mega.rollout.tokenizer import Tokenizer
 from gigpo_mega.rollout.vocabulary import train_tokenizer
@@ -87,6 +88,7 @@ def _rows(
     """
     prompts = PromptBuilder(cfg.environment, tokenizer, cfg.rollout.max_prompt_tokens)
     stop = tokenizer.stop_token_ids[0]
+    answer = ANSWERS[cfg.environment.projection]
     rows: list[tuple[Step, Float32]] = []
     for demonstration in demonstrations:
         if not demonstration.turns:
@@ -95,7 +97,7 @@ def _rows(
         followers = [observation for observation, _ in demonstration.turns[1:]]
         for (_, action), following in zip(demonstration.turns, [*followers, None], strict=True):
             rows.append(
-                _row(episode.ids(), [*tokenizer.encode(f" {action}"), stop], cfg.coldstart.prompt_weight)
+                _row(episode.ids(), [*tokenizer.encode(answer(action)), stop], cfg.coldstart.prompt_weight)
             )
             if following is not None:
                 episode.advance(action, following)

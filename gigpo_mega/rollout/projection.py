@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 FALLBACK_CHARACTERS = 30
@@ -40,3 +41,9 @@ def plain(answer: str, finished: bool) -> Projected:
 
 
 PROJECTIONS = {"tagged": tagged, "plain": plain}
+
+# The other way: an answer from which the projection takes `action`; what cloning teaches.
+ANSWERS: dict[str, Callable[[str], str]] = {
+    "tagged": lambda action: f"<think> </think>\n<action> {action} </action>",
+    "plain": lambda action: f" {action}",
+}

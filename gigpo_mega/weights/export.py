@@ -71,9 +71,13 @@ def save(policy: PolicyModel, shape: ModelShape, layout: Layout, source: Path, d
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        for name in ("config.json", *_TOKENIZER_FILES):
+        for name in _TOKENIZER_FILES:
             if (source / name).exists():
                 shutil.copy(source / name, partial / name)
+        config = json.loads((source / "config.json").read_text())
+        config.pop("torch_dtype", None)  # the older spelling of dtype
+        config["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+        (partial / "config.json").write_text(json.dumps(config, indent=2))
         if directory.exists():
             shutil.rmtree(directory)
         os.replace(partial, directory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gigpo_mega.rollout.projection import Projected, plain, tagged
+from gigpo_mega.rollout.projection import ANSWERS, PROJECTIONS, Projected, plain, tagged
 
 THOUGHT = "<think>The mug is on the desk.</think>"
 
@@ -39,3 +39,9 @@ def test_tagged(answer: str, expected: Projected) -> None:
 )
 def test_plain(answer: str, finished: bool, expected: Projected) -> None:
     assert plain(answer, finished) == expected
+
+
+@pytest.mark.parametrize("projection", ["tagged", "plain"])
+def test_what_cloning_teaches_projects_to_the_action(projection: str) -> None:
+    answer = ANSWERS[projection]("take mug 1 from desk 1")
+    assert PROJECTIONS[projection](answer, True) == Projected("take mug 1 from desk 1", valid=True)

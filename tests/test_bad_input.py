@@ -115,12 +115,12 @@ def test_output_of_another_run(agent: Path, games: Path, tmp_path: Path):
 def test_checkpoint_of_another_model(agent: Path, games: Path, tmp_path: Path):
     state = tmp_path / "checkpoints" / "iteration_000001" / "state.json"
     state.parent.mkdir(parents=True)
-    state.write_text(json.dumps({"shape": {"hidden": 4096}}))
+    state.write_text(json.dumps({"shape": {"hidden": 4096}, "files": {}}))
     line = complaint("--model.path", str(agent), "--environment.tasks.data", str(games),
                      "--output", str(tmp_path), "--resume")
     assert f"{state.parent} is a checkpoint of another model: " in line
     assert "hidden 4096 (here 32)" in line
-    assert json.loads(state.read_text()) == {"shape": {"hidden": 4096}}
+    assert json.loads(state.read_text()) == {"shape": {"hidden": 4096}, "files": {}}
 
 
 @pytest.mark.engine

@@ -73,7 +73,9 @@ class _StubFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         module = ModuleType(spec.name)
-        module.__dict__.update(__version__="0.0.0", __getattr__=_module_getattr(module))
+        # matplotlib asks an imported IPython whether it is older than 8.24.
+        versions = {"__version__": "0.0.0", "version_info": (99, 0)}
+        module.__dict__.update(versions, __getattr__=_module_getattr(module))
         return module
 
     def exec_module(self, module: ModuleType) -> None:

@@ -26,6 +26,9 @@ _METRICS = {
 }
 
 
+_LARGEST_GAP = {"float32": 1e-3, "bfloat16": 0.1}  # where engine.max_logprob_gap is none
+
+
 class LogprobMismatch(UserError):
     """The engine sampled with other weights than the learner holds; the policy was not touched."""
 
@@ -108,7 +111,7 @@ class _Surrogate:
         return total, Report(sums, {"engine/logprob_gap_max": gap.max()})
 
     def _check(self, gap: float) -> None:
-        limit = self.cfg.engine.max_logprob_gap
+        limit = self.cfg.engine.max_logprob_gap or _LARGEST_GAP[self.cfg.model.dtype]
         if not gap <= limit:
             raise LogprobMismatch(
                 f"the engine's log-probs are {gap:.2g} from the learner's, more than "

@@ -112,10 +112,11 @@ def test_nothing_outlives_a_killed_owner(tmp_path: Path, end: signal.Signals) ->
     owner.write_text(
         textwrap.dedent(
             f"""
-            import sys, time
+            import signal, sys, time
             from pathlib import Path
             from gigpo_mega.config import EngineConfig
             from gigpo_mega.rollout.server import SGLangServer
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             server = SGLangServer(Path({str(tmp_path)!r}), EngineConfig(), Path({str(tmp_path / "log")!r}))
             server._command = lambda: [sys.executable, "-c", {SLEEPER!r}]
             server.launch()

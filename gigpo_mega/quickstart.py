@@ -6,6 +6,7 @@ trains it by GiGPO and says how the held-out panel went before and after. Option
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -28,6 +29,9 @@ POLICY = _CONFIGS / "quickstart_policy"
 def run(overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train as CONFIG and `overrides` say; returns the panel's records before and after."""
     cfg = options.load([str(CONFIG), *overrides], "gigpo_mega.quickstart")
+    if (cfg.output / "config.yaml").exists():
+        print(f"going on in {cfg.output}; delete it to start anew")
+        cfg = dataclasses.replace(cfg, resume=True)
     train(cfg)
     before, after = (_record(cfg, step) for step in (0, cfg.steps))
     games = f"held-out panel, {before['episodes']} games"

@@ -16,7 +16,7 @@ from gigpo_mega.rollout.collector import Collector, CollectStats
 from gigpo_mega.rollout.engine import Sampling
 from gigpo_mega.rollout.pool import EnvironmentPool
 from gigpo_mega.rollout.prompt import PromptBuilder
-from gigpo_mega.rollout.server import SGLangServer
+from gigpo_mega.rollout.server import Progress, SGLangServer
 from gigpo_mega.rollout.sglang import SGLangEngine
 from gigpo_mega.rollout.tokenizer import Tokenizer
 from gigpo_mega.telemetry.progress import Bar, stage
@@ -40,7 +40,8 @@ class RolloutSession:
             tokenizer = Tokenizer(self._model)
             pool = EnvironmentPool(cfg.environment.name, cfg.environment.options, cfg.environment.workers)
             stack.callback(pool.close)
-            server = stack.enter_context(self._launch())
+            with stage("engine", None, "s of start-up") as bar:
+                server = stack.enter_context(self._server(_Seconds(bar)))
             self.url = server.url
             engine = SGLangEngine(server.url, version=self._version, timeout=cfg.engine.request_timeout)
             prompts = PromptBuilder(cfg.environment, tokenizer, cfg.rollout.max_prompt_tokens)
@@ -74,7 +75,7 @@ class RolloutSession:
         with stage(name, len(tasks) * group_size, "episodes") as bar:
             return self._collector.collect(tasks, group_size, sampling, _Advance(bar))
 
-    def _launch(self) -> SGLangServer:
+    def _server(self, on_progress: Progress) -> SGLangServer:
         return SGLangServer(
             self._model,
             self._cfg.engine,
@@ -82,6 +83,7 @@ class RolloutSession:
             dtype=self._cfg.model.dtype,
             version=self._version,
             seed=self._cfg.seed,
+            on_progress=on_progress,
         )
 
 
@@ -96,3 +98,15 @@ class _Advance:
         if stats.episodes > self.done:
             self.bar.advance(stats.episodes - self.done)
             self.done = stats.episodes
+
+
+@dataclass(slots=True)
+class _Seconds:
+    """Feeds a bar the seconds that a start-up takes."""
+
+    bar: Bar
+    done: float = 0.0
+
+    def __call__(self, seconds: float, line: str) -> None:
+        self.bar.advance(seconds - self.done)
+        self.done = seconds

@@ -39,8 +39,8 @@ def train(cfg: Config) -> None:
     model = _model_path(cfg)
     shape = ModelShape.from_hf(model)
     shape.check_tensor(cfg.parallel.tensor)
-    training, held_out = load_tasks(cfg)
     layout = parallel.initialize(cfg.parallel, cfg.seed)
+    training, held_out = shared(layout, lambda: load_tasks(cfg))  # the leader may generate them
     checkpoints = Checkpoints(cfg.output / "checkpoints", cfg.checkpoint)
     start = shared(layout, lambda: _open_output(cfg, checkpoints))
     learner = _build_learner(cfg, layout, shape, model)

@@ -30,13 +30,13 @@ def plot_seeds(source: Path, picture: Path) -> None:
     figure = Figure(figsize=(10, 3.9), dpi=160, facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     curves, panel = figure.subplots(1, 2, width_ratios=[1.45, 1], sharey=True)
-    _curves(curves, seeds)
-    _panel(panel, seeds)
+    highest = max(_curves(curves, seeds), _panel(panel, seeds))
+    panel.set_ylim(0, highest * 1.16)  # room for the legend; both sides share this axis
     figure.savefig(picture)
 
 
-def _curves(axes: Any, seeds: Sequence[Mapping[str, Any]]) -> None:
-    """Smoothed training success of every seed, thin, and their mean, bold."""
+def _curves(axes: Any, seeds: Sequence[Mapping[str, Any]]) -> float:
+    """Smoothed training success of every seed, thin, and their mean, bold; returns the highest point."""
     length = min(len(seed["training"]) for seed in seeds)
     window = max(length // 8, 5) | 1
     lines = np.array([smooth(seed["training"][:length], window) for seed in seeds])
@@ -47,10 +47,11 @@ def _curves(axes: Any, seeds: Sequence[Mapping[str, Any]]) -> None:
     _style(axes, f"Training episodes (mean of {window} iterations)")
     axes.set_xlabel("iteration", color=_SOFT)
     axes.set_ylabel("success rate, %", color=_SOFT)
+    return float(100 * lines.max())
 
 
-def _panel(axes: Any, seeds: Sequence[Mapping[str, Any]]) -> None:
-    """Two bars per seed with the standard error of the panel, and the mean over seeds."""
+def _panel(axes: Any, seeds: Sequence[Mapping[str, Any]]) -> float:
+    """Two bars per seed with the standard error of the panel, and their mean; returns the highest point."""
     before = 100 * np.array([seed["before"]["success"] for seed in seeds])
     after = 100 * np.array([seed["after"]["success"] for seed in seeds])
     places = np.append(np.arange(len(seeds)), len(seeds) + 0.4)
@@ -68,7 +69,7 @@ def _panel(axes: Any, seeds: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlabel("seed", color=_SOFT)
     axes.legend(loc="upper left", ncols=2, frameon=False, labelcolor=_INK)
     _style(axes, "Held-out panel (standard error)")
-    axes.set_ylim(0, highest * 1.16)  # room for the legend; the curves share this axis
+    return highest
 
 
 def _style(axes: Any, title: str) -> None:

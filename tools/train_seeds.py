@@ -2,10 +2,11 @@
 
     python tools/train_seeds.py configs/quickstart.yaml --seeds 5 --name quickstart_seeds [--section.field X]
 
-Writes docs/benchmarks/NAME.json (before, after and training curve of every seed, the configuration's digest,
-commit and machine) and NAME.png. A seed sets task order, shuffling and the engine's sampling; games, panel
-and cold-start policy stay the same. Runs are kept under runs/NAME; a seed that is complete there is not run
-again.
+Writes docs/benchmarks/NAME.json (before, after and training curve of every seed, overrides, commit and
+machine) and NAME.png. A seed sets task order, shuffling and the engine's sampling; games, panel and
+cold-start policy stay the same. Runs are kept under runs/NAME; a seed that is complete there is not run
+again. `--fresh-panel SEED` also plays the starting policy and every trained one on a panel of games that
+were generated with another seed: games that no choice of settings has seen.
 """
 
 from __future__ import annotations
@@ -35,11 +36,10 @@ def main() -> None:
     parser.add_argument("config", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--name", default="quickstart_seeds")
+    parser.add_argument("--fresh-panel", type=int, metavar="SEED", help="generate.seed of a second panel")
     arguments, overrides = parser.parse_known_args()
-    seeds = [
-        run(arguments.config, seed, ROOT / "runs" / arguments.name, overrides)
-        for seed in range(arguments.seeds)
-    ]
+    folder = ROOT / "runs" / arguments.name
+    seeds = [run(arguments.config, seed, folder, overrides) for seed in range(arguments.seeds)]
     record = {
         "config": str(arguments.config),
         "overrides": overrides,
@@ -48,10 +48,14 @@ def main() -> None:
         "summary": summary(seeds),
         "seeds": seeds,
     }
+    if arguments.fresh_panel is not None:
+        record["fresh_panel"] = fresh_panel(arguments, folder, overrides)
     target = ROOT / "docs" / "benchmarks" / f"{arguments.name}.json"
     target.write_text(json.dumps(record, indent=1) + "\n")
     plot_seeds(target, target.with_suffix(".png"))
     print(json.dumps(record["summary"]))
+    if "fresh_panel" in record:
+        print(json.dumps({key: record["fresh_panel"][key] for key in ("seed", "gain", "smallest_gain")}))
 
 
 def run(config: Path, seed: int, folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -74,6 +78,37 @@ def run(config: Path, seed: int, folder: Path, overrides: list[str]) -> dict[str
         "after": json.loads(last.read_text()),
         "training": [row["rollout/success"] for row in rows],
         "logprob_gap_mean": max(row["engine/logprob_gap_mean"] for row in rows),
+    }
+
+
+def fresh_panel(arguments: argparse.Namespace, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """The starting policy and that of every seed on games generated with `arguments.fresh_panel`."""
+    start = options.load([str(arguments.config), *overrides], "tools/train_seeds.py").model.path
+    panel = {
+        "--environment.tasks.data": str(folder / f"games_{arguments.fresh_panel}"),
+        "--environment.tasks.generate.seed": str(arguments.fresh_panel),
+        "--environment.tasks.generate.games.train": "1",
+    }
+    flags = [*overrides, *(part for flag in panel.items() for part in flag)]
+
+    def play(policy: object, output: Path) -> dict[str, Any]:
+        record = output / "evaluation.json"
+        if not record.exists():
+            command = [sys.executable, "-m", "gigpo_mega.evaluate", str(arguments.config), *flags]
+            target = ["--model.path", str(policy), "--output", str(output)]
+            subprocess.run([*command, *target], check=True, cwd=ROOT)
+        return json.loads(record.read_text())
+
+    plays = folder / f"panel_{arguments.fresh_panel}"
+    before = play(start, plays / "start")
+    after = [play(folder / str(s) / "policy", plays / str(s)) for s in range(arguments.seeds)]
+    gains = [record["success"] - before["success"] for record in after]
+    return {
+        "seed": arguments.fresh_panel,
+        "gain": float(np.mean(gains)),
+        "smallest_gain": min(gains),
+        "before": before,
+        "after": after,
     }
 
 

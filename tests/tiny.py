@@ -19,14 +19,10 @@ QWEN2: dict[str, Any] = {
 def write_policy(directory: Path, family: str = "qwen2", seed: int = 0, **changes: Any) -> Path:
     """A random policy of `family` as a Hugging Face directory, written by transformers itself."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    shape = QWEN2 | changes
-    if family == "qwen2":
-        policy: Any = Qwen2ForCausalLM(Qwen2Config(**shape))
-    else:
-        policy = LlamaForCausalLM(LlamaConfig(**shape))
+    policy: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **QWEN2 | changes))
     for name, parameter in policy.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.1)

@@ -67,9 +67,11 @@ class CausalAttention(nn.Module):
 
 def local_block(config: TransformerConfig) -> TransformerBlockSubmodules:
     """The transformer block of `config.num_layers` layers built from this module's norm and attention."""
-    layer = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
     parts = cast(TransformerLayerSubmodules, layer.submodules)
     attention = cast(SelfAttentionSubmodules, cast(ModuleSpec, parts.self_attention).submodules)
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
     attention.core_attention = CausalAttention
+    if config.qk_layernorm:
+        attention.q_layernorm = attention.k_layernorm = RMSNorm
     return TransformerBlockSubmodules([layer] * config.num_layers, layer_norm=ModuleSpec(RMSNorm))

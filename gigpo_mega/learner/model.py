@@ -26,12 +26,14 @@ from megatron.core.tensor_parallel import (  # noqa: E402
 )
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 
-_FAMILIES = {"qwen2": True, "llama": False}  # model_type -> bias on q, k and v
+_FAMILIES = {"qwen2": True, "qwen3": False, "llama": False}  # model_type -> bias on q, k and v
+# Options of these families that would be computed wrongly in silence: attention_bias puts one on o_proj too.
+_ONLY = {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "hidden_act": "silu"}
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """The numbers that define a dense decoder-only policy (Qwen2 or Llama shape)."""
+    """The numbers that define a dense decoder-only policy (Qwen2, Qwen3 or Llama shape)."""
 
     family: str
     vocab: int
@@ -62,10 +64,14 @@ class ModelShape:
         if family not in _FAMILIES:
             known = ", ".join(_FAMILIES)
             raise UserError(f"model.path: {path} has model_type {family!r}; supported: {known}")
-        if scaling := hf.get("rope_scaling"):
-            raise UserError(f"model.path: {path} asks for rope_scaling {scaling}, which is not supported")
-        # transformers 5 moved rope_theta into rope_parameters.
-        theta = hf.get("rope_theta") or (hf.get("rope_parameters") or {}).get("rope_theta", 10000.0)
+        # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
+        rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+        if rope.get("rope_type", rope.get("type", "default")) != "default":
+            raise UserError(f"model.path: {path} asks for rope_scaling {rope}, which is not supported")
+        for field, value in _ONLY.items():
+            if hf.get(field, value) != value:
+                raise UserError(f"model.path: {path} has {field} {hf[field]!r}; supported: {value!r}")
+        theta = hf.get("rope_theta") or rope.get("rope_theta", 10000.0)
         return cls(
             family=family,
             vocab=hf["vocab_size"],
@@ -79,8 +85,13 @@ class ModelShape:
             norm_epsilon=hf["rms_norm_eps"],
             max_positions=hf["max_position_embeddings"],
             tied=bool(hf.get("tie_word_embeddings", False)),
-            qkv_bias=bool(hf.get("attention_bias", _FAMILIES[family])),
+            qkv_bias=_FAMILIES[family],
         )
+
+    @property
+    def qk_norm(self) -> bool:
+        """True where queries and keys are normalised, head by head, before they are rotated."""
+        return self.family == "qwen3"
 
     def padded_vocab(self, tensor: int) -> int:
         """Vocabulary rows after padding to a multiple of the tensor-parallel size."""
@@ -113,6 +124,7 @@ def transformer_config(shape: ModelShape, model: ModelConfig, parallel: Parallel
         activation_func=F.silu,
         add_bias_linear=False,
         add_qkv_bias=shape.qkv_bias,
+        qk_layernorm=shape.qk_norm,
         attention_dropout=0.0,
         hidden_dropout=0.0,
         persist_layer_norm=False,
@@ -201,7 +213,7 @@ def _block(config: TransformerConfig, model: ModelConfig) -> Any:
     if model.layers == "te" or (model.layers == "auto" and _has_transformer_engine()):
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
-        return get_gpt_layer_with_transformer_engine_spec()
+        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     return local_block(config)
 
 

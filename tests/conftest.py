@@ -9,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 
 TIERS = {"unit", "interpret", "aot", "distributed", "engine", "learn", "gpu"}
 
@@ -21,14 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item, names in zip(items, tiers, strict=True):
         if not names:
             item.add_marker(pytest.mark.unit)
-        if "gpu" in names and not _cuda():
+        if "gpu" in names and not torch.cuda.is_available():
             item.add_marker(without_gpu)
-
-
-def _cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,122 @@
+"""The policy loss in one pass over the tokens: loss, metrics and both gradients.
+
+Each program writes the sums of its own tokens and torch adds those in a fixed order, in float64: no atomics,
+the same bits on every run. Coefficients are arguments at run time: a schedule recompiles nothing.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from kernels.aot import Variant
+from kernels.policy_loss.reference import DIVERGENCES, MAX_K3, MAX_LOG_RATIO
+
+_BLOCK, _WARPS = 1024, 4
+SUMS = ("loss", "policy_loss", "clip_fraction", "dual_clip_fraction", "approx_kl", "reference_kl", "entropy")
+_MAX_LOG_RATIO, _MAX_K3 = tl.constexpr(MAX_LOG_RATIO), tl.constexpr(MAX_K3)
+_K1, _ABS, _K2 = (tl.constexpr(DIVERGENCES.index(name)) for name in ("k1", "abs", "k2"))
+
+
+@triton.jit
+def _clamp(x, low, high):
+    """Unlike tl.clamp, NaN stays NaN."""
+    return tl.where(x < low, low, tl.where(x > high, high, x))
+
+
+@triton.jit
+def _inside(x, low, high):
+    """1 where a clamp lets the gradient through, else 0."""
+    return tl.where((x < low) | (x > high), 0.0, 1.0)
+
+
+@triton.jit
+def _divergence(d, kind):
+    """KL estimate and its slope by log-prob, of d = reference - policy."""
+    c = _clamp(d, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    k3 = tl.exp(c) - c - 1.0
+    value = tl.where(k3 > _MAX_K3, _MAX_K3, k3)
+    slope = (1.0 - tl.exp(c)) * tl.where(k3 > _MAX_K3, 0.0, 1.0) * _inside(d, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    if kind == _K1:
+        value = -d
+        slope = tl.full(d.shape, 1.0, tl.float32)
+    elif kind == _ABS:
+        value = tl.abs(d)
+        slope = tl.where(d > 0, -1.0, tl.where(d < 0, 1.0, 0.0))
+    elif kind == _K2:
+        value = 0.5 * d * d
+        slope = -d
+    return value, slope
+
+
+@triton.jit(do_not_specialize=["tokens", "kind"])
+def policy_loss_kernel(
+    logprob, old_logprob, advantage, weight, ref_logprob, entropy, row_log_ratio,
+    d_logprob, d_entropy, partial,
+    tokens, kind, low, high, dual_clip, kl_coef, entropy_coef, max_log_ratio,
+    BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Gradients of BLOCK tokens, and their sums into one row of `partial`; optional tensors may be None."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    w = tl.load(weight + i, mask=i < tokens, other=0.0)
+    live = w > 0
+    one = tl.where(live, 1.0, 0.0)
+    w = tl.where(live, w, 0.0)
+    # A masked load leaves padding unread: it may hold NaN.
+    logp = tl.load(logprob + i, mask=live, other=0.0)
+    old = tl.load(old_logprob + i, mask=live, other=0.0)
+    adv = tl.load(advantage + i, mask=live, other=0.0)
+    log_ratio = logp - old
+    if row_log_ratio is not None:
+        log_ratio = tl.load(row_log_ratio + i, mask=live, other=0.0)
+    ratio = tl.exp(_clamp(log_ratio, -_MAX_LOG_RATIO, max_log_ratio))
+    plain = -adv * ratio
+    clip = -adv * _clamp(ratio, low, high)
+    clipped = clip > plain
+    surrogate = tl.where(clipped, clip, plain)
+    bounded = (adv < 0) & (surrogate > -adv * dual_clip)
+    slope = tl.where(clipped | bounded, 0.0, plain) * _inside(log_ratio, -_MAX_LOG_RATIO, max_log_ratio)
+    surrogate = tl.where(bounded, -adv * dual_clip, surrogate)
+    row = partial + tl.program_id(0) * COLUMNS
+    policy = tl.sum(surrogate * w)
+    loss = policy
+    if ref_logprob is not None:
+        ref = tl.load(ref_logprob + i, mask=live, other=0.0)
+        kl, kl_slope = _divergence(ref - logp, kind)
+        loss += kl_coef * tl.sum(kl * w)
+        slope += kl_coef * kl_slope
+        tl.store(row + 5, tl.sum(kl * one))
+    if entropy is not None:
+        h = tl.load(entropy + i, mask=live, other=0.0)
+        loss -= entropy_coef * tl.sum(h * w)
+        tl.store(d_entropy + i, -entropy_coef * w, mask=i < tokens)
+        tl.store(row + 6, tl.sum(h))
+    tl.store(d_logprob + i, slope * w, mask=i < tokens)
+    tl.store(row, loss)
+    tl.store(row + 1, policy)
+    tl.store(row + 2, tl.sum(tl.where(clipped, one, 0.0)))
+    tl.store(row + 3, tl.sum(tl.where(bounded, one, 0.0)))
+    tl.store(row + 4, tl.sum(old - logp))
+
+
+def _variants() -> tuple[Variant, ...]:
+    """One for each combination of optional tensors."""
+    tensors = ("logprob", "old_logprob", "advantage", "weight", "ref_logprob", "entropy", "row_log_ratio",
+               "d_logprob", "d_entropy", "partial")  # fmt: skip
+    scalars = ("low", "high", "dual_clip", "kl_coef", "entropy_coef", "max_log_ratio")
+    signature = dict.fromkeys(tensors, "*fp32") | dict.fromkeys(scalars, "fp32")
+    signature |= {"tokens": "i32", "kind": "i32"}
+    found: list[Variant] = []
+    for ref, entropy, row in product((True, False), repeat=3):
+        given = {"ref_logprob": ref, "entropy": entropy, "row_log_ratio": row, "d_entropy": entropy}
+        name = "+".join(["token", *("ref",) * ref, *("entropy",) * entropy, *("row",) * row])
+        constants: dict[str, Any] = {key: None for key, there in given.items() if not there}
+        constants |= {"BLOCK": _BLOCK, "COLUMNS": len(SUMS)}
+        found.append(Variant(name, policy_loss_kernel, signature, constants, _WARPS, stages=1))
+    return tuple(found)
+
+
+VARIANTS = _variants()

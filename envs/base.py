@@ -12,7 +12,10 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from envs.dialogue import Dialogue
 
 
 class EnvironmentError(ValueError):
@@ -78,6 +81,7 @@ class EnvironmentKind:
     environment: Callable[..., Environment]
     tasks: Callable[..., TaskSource]
     demonstrate: Callable[..., Demonstration] | None = None  # the expert: (task, *, seed, detour, max_steps)
+    dialogues: Mapping[str, Dialogue] = field(default_factory=dict)  # its own, beside the generic ones
     columns: Mapping[str, str] = field(default_factory=dict)  # Task.kind -> its column in the paper's tables
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from envs.base import Demonstration, lookup
+from envs.dialogue import choose
 from gigpo_mega import options
 from gigpo_mega.batching import pack
 from gigpo_mega.config import Config
@@ -26,7 +27,6 @@ from gigpo_mega.learner.model import ModelShape
 from gigpo_mega.learner.parallel import Layout
 from gigpo_mega.learner.policy import Cloning
 from gigpo_mega.learner.update import Learner, UpdateStats, seed_everything
-from gigpo_mega.rollout.projection import ANSWERS
 from gigpo_mega.rollout.prompt import PromptBuilder
 from gigpo_mega.rollout.tokenizer import Tokenizer
 from gigpo_mega.rollout.vocabulary import train_tokenizer
@@ -86,9 +86,9 @@ def _rows(
 
     Where prompt tokens weigh too, the whole prompt but its first token counts as the row's response.
     """
-    prompts = PromptBuilder(cfg.environment, tokenizer, cfg.rollout.max_prompt_tokens)
+    dialogue = choose(lookup(cfg.environment.name), cfg.environment.dialogue)
+    prompts = PromptBuilder(cfg.environment, dialogue, tokenizer, cfg.rollout.max_prompt_tokens)
     stop = tokenizer.stop_token_ids[0]
-    answer = ANSWERS[cfg.environment.projection]
     rows: list[tuple[Step, Float32]] = []
     for demonstration in demonstrations:
         if not demonstration.turns:
@@ -96,11 +96,10 @@ def _rows(
         episode = prompts.start(demonstration.turns[0][0])
         followers = [observation for observation, _ in demonstration.turns[1:]]
         for (_, action), following in zip(demonstration.turns, [*followers, None], strict=True):
-            rows.append(
-                _row(episode.ids(), [*tokenizer.encode(answer(action)), stop], cfg.coldstart.prompt_weight)
-            )
+            said = [*tokenizer.encode(dialogue.answer(action)), stop]
+            rows.append(_row(episode.ids(), said, cfg.coldstart.prompt_weight))
             if following is not None:
-                episode.advance(action, following)
+                episode.advance(action, following, said)
     return rows
 
 

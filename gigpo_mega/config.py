@@ -49,12 +49,13 @@ class EnvironmentConfig:
     """Steps after which an episode ends."""
     workers: int = 1
     """Worker processes that hold the environments."""
-    prompt: Literal["alfworld", "compact"] = "alfworld"
-    """Prompt template: `alfworld` is the paper's, `compact` a short one for small policies."""
+    dialogue: str = "chat"
+    """How the policy is talked to and answers: `chat` is the paper's message with <think> and <action> tags,
+    `compact` plain text for small policies; an environment may bring more."""
+    context: Literal["window", "append"] = "window"
+    """Every step a fresh message with the last turns (window, the paper's), or one growing conversation."""
     history: int = 2
-    """Number of past observation/action pairs shown."""
-    projection: Literal["tagged", "plain"] = "tagged"
-    """How an answer becomes an action: `tagged` wants <think> and <action> (paper), `plain` takes it all."""
+    """Number of past turns shown in a fresh message."""
     invalid: Literal["format", "admissible"] = "format"
     """What counts as an invalid action: a malformed answer (paper), or one the environment refuses too."""
 
@@ -223,7 +224,9 @@ class BatchConfig:
     rows: int | None = 256
     """Rows per optimizer update; none uses all rows of an iteration in one."""
     microbatch_tokens: int = 16384
-    """Padded tokens in a micro-batch at most."""
+    """Tokens in a micro-batch at most, with padding or alignment; over all context-parallel ranks."""
+    packed: bool = True
+    """Sequences side by side without padding, or each in a row as wide as the longest."""
     epochs: int = 1
     """Passes over the rows of an iteration."""
     shuffle: bool = False
@@ -235,19 +238,51 @@ class BatchConfig:
     def _check(self) -> Self:
         _require(self.rows is None or self.rows >= 1, f"batch.rows must be >= 1, got {self.rows}")
         _require(self.epochs >= 1, f"batch.epochs must be >= 1, got {self.epochs}")
+        _require(self.microbatch_tokens >= 1,
+                 f"batch.microbatch_tokens must be >= 1, got {self.microbatch_tokens}")
         return self
 
 
 @dataclass(frozen=True, config=STRICT)
 class ParallelConfig:
-    """The layout; data parallel size = world size / tensor."""
+    """The layout; data-parallel size = world size / (tensor x pipeline x context)."""
 
     tensor: int = 1
-    """Tensor-parallel size."""
+    """Tensor-parallel size: ranks that share every layer."""
+    pipeline: int = 1
+    """Pipeline-parallel size: stages of consecutive layers."""
+    virtual_pipeline: int = 1
+    """Chunks of layers per stage; more shorten the pipeline's idle time (interleaved schedule)."""
+    context: int = 1
+    """Context-parallel size: ranks that share every sequence."""
     sequence_parallel: bool = False
     """Split activations along the sequence within a tensor-parallel group."""
     distributed_optimizer: bool = True
     """Shard optimizer state over data-parallel ranks."""
+    overlap_grad_reduce: bool = False
+    """Sum gradients over data-parallel ranks while the backward pass goes on."""
+    overlap_param_gather: bool = False
+    """Gather the distributed optimizer's parameters while the next forward pass goes on."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Activations computed again in the backward pass: attention's core (selective), or all of a layer."""
+    offload_optimizer: float = 0.0
+    """Fraction of the optimizer's state, and of its work, that the CPU takes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("tensor", "pipeline", "virtual_pipeline", "context"):
+            _require(getattr(self, name) >= 1, f"parallel.{name} must be >= 1, got {getattr(self, name)}")
+        _require(not self.sequence_parallel or self.tensor > 1,
+                 f"parallel.sequence_parallel needs parallel.tensor > 1, got {self.tensor}")
+        _require(self.virtual_pipeline == 1 or self.pipeline > 1,
+                 f"parallel.virtual_pipeline {self.virtual_pipeline} needs parallel.pipeline > 1, "
+                 f"got {self.pipeline}")
+        _require(not self.overlap_param_gather or (self.distributed_optimizer and self.overlap_grad_reduce),
+                 "parallel.overlap_param_gather needs parallel.distributed_optimizer and "
+                 "parallel.overlap_grad_reduce")
+        _require(0 <= self.offload_optimizer <= 1,
+                 f"parallel.offload_optimizer must be in [0, 1], got {self.offload_optimizer}")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -347,6 +382,4 @@ class Config:
         _require(self.steps >= 0, f"steps must be >= 0, got {self.steps}")
         _require(self.advantage.estimator != "rloo" or self.rollout.group_size >= 2,
                  f"advantage.estimator rloo needs rollout.group_size >= 2, got {self.rollout.group_size}")
-        _require(not self.parallel.sequence_parallel or self.parallel.tensor > 1,
-                 f"parallel.sequence_parallel needs parallel.tensor > 1, got {self.parallel.tensor}")
         return self

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from envs.base import Task, check_options, lookup
+from envs.dialogue import choose
 from gigpo_mega.config import Config
 from gigpo_mega.errors import UserError
 
@@ -40,6 +41,7 @@ def load_tasks(cfg: Config) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     kind = lookup(cfg.environment.name)
     check_options(kind.environment, cfg.environment.options, "environment.options")
     check_options(kind.tasks, cfg.environment.tasks, "environment.tasks")
+    choose(kind, cfg.environment.dialogue)
     source = kind.tasks(**cfg.environment.tasks)
     training = tuple(source.tasks(cfg.environment.split))
     if not training:

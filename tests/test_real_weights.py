@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from envs.alfworld.dialogue import DIALOGUES
 from envs.base import Observation
+from envs.dialogue import Answer, tagged
 from gigpo_mega.batching import pack
 from gigpo_mega.config import Config, EngineConfig, EnvironmentConfig, OptimizerConfig
 from gigpo_mega.errors import UserError
@@ -21,7 +23,6 @@ from gigpo_mega.learner.model import ModelShape
 from gigpo_mega.learner.policy import Cloning
 from gigpo_mega.learner.update import Learner
 from gigpo_mega.rollout.engine import Completion, Sampling
-from gigpo_mega.rollout.projection import Projected, tagged
 from gigpo_mega.rollout.prompt import PromptBuilder
 from gigpo_mega.rollout.server import SGLangServer
 from gigpo_mega.rollout.sglang import SGLangEngine
@@ -69,8 +70,8 @@ def learner(smollm2: Path, layout: parallel.Layout) -> Learner:
 
 def first_prompt(directory: Path) -> list[int]:
     """The paper's first message about ROOM, in the model's own chat template."""
-    config = EnvironmentConfig(prompt="alfworld", projection="tagged")
-    return PromptBuilder(config, Tokenizer(directory), max_tokens=2048).start(ROOM).ids()
+    prompts = PromptBuilder(EnvironmentConfig(), DIALOGUES["chat"], Tokenizer(directory), max_tokens=2048)
+    return prompts.start(ROOM).ids()
 
 
 def sample(url: str, prompts: Sequence[list[int]], temperatures: Sequence[float]) -> list[Step]:
@@ -150,7 +151,7 @@ def test_an_answer_of_the_model_becomes_an_action(smollm2: Path):
     answer = "<think> It is 10 steps away. </think> <action> go to desk 1 </action>"
     ids = [*tokenizer.encode(answer), STOP]
     assert tokenizer.decode(ids) == answer
-    assert tagged(tokenizer.decode(ids), finished=True) == Projected("go to desk 1", valid=True)
+    assert tagged(tokenizer.decode(ids), ended=True) == Answer("go to desk 1", valid=True)
 
 
 @pytest.mark.engine

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from envs.alfworld.dialogue import DIALOGUES
 from envs.alfworld.environment import AlfworldEnvironment
 from envs.alfworld.expert import demonstrate
 from envs.alfworld.games import AlfworldTasks
@@ -17,6 +18,6 @@ COLUMNS = {
     "pick_two_obj_and_place": "Pick2",
 }  # the paper's names of the six task types, in its order
 
-register("alfworld", EnvironmentKind(AlfworldEnvironment, task_source, demonstrate, COLUMNS))
+register("alfworld", EnvironmentKind(AlfworldEnvironment, task_source, demonstrate, DIALOGUES, COLUMNS))
 
 __all__ = ["COLUMNS", "AlfworldEnvironment", "AlfworldTasks", "demonstrate", "task_source"]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.base import Task, Transition
+from envs.dialogue import Answer, Dialogue
 from gigpo_mega.algorithms.grouping import anchor_key
 from gigpo_mega.config import EnvironmentConfig
 from gigpo_mega.rollout.engine import Completion, Engine, EngineError, Sampling
 from gigpo_mega.rollout.pool import EnvironmentPool
-from gigpo_mega.rollout.projection import PROJECTIONS, Projected
 from gigpo_mega.rollout.prompt import EpisodePrompt, PromptBuilder
 from gigpo_mega.rollout.tokenizer import Tokenizer
 from gigpo_mega.types import EndedBy, Group, Step, Trajectory
@@ -49,6 +49,7 @@ class Collector:
         engine: Engine,
         pool: EnvironmentPool,
         prompts: PromptBuilder,
+        dialogue: Dialogue,
         tokenizer: Tokenizer,
         config: EnvironmentConfig,
         concurrency: int,
@@ -60,7 +61,7 @@ class Collector:
         self._tokenizer = tokenizer
         self._config = config
         self._concurrency = concurrency
-        self._project = PROJECTIONS[config.projection]
+        self._read = dialogue.read
 
     def collect(
         self, tasks: Sequence[Task], group_size: int, sampling: Sampling, on_progress: Progress | None = None
@@ -107,9 +108,9 @@ class Collector:
         while len(steps) < self._config.max_steps:
             ids = prompt.ids()
             completion = await self._engine.generate(ids, sampling)
-            projected = self._projected(completion)
-            transition = await self._pool.step(slot, projected.action)
-            steps.append(self._recorded(prompt, ids, completion, projected, transition, salt=task.id))
+            answer = self._answer(completion)
+            transition = await self._pool.step(slot, answer.action)
+            steps.append(self._recorded(prompt, ids, completion, answer, transition, salt=task.id))
             meter.step(completion, len(ids))
             if transition.success:
                 ended_by = "success"
@@ -117,22 +118,22 @@ class Collector:
                 ended_by = "failure"
             if transition.done:
                 break
-            prompt.advance(projected.action, transition.observation)
+            prompt.advance(answer.action, transition.observation, completion.response_ids.tolist())
         score = sum(step.reward for step in steps)
         return Trajectory(task, tuple(steps), score, ended_by == "success", ended_by)
 
-    def _projected(self, completion: Completion) -> Projected:
+    def _answer(self, completion: Completion) -> Answer:
         if completion.finish == "abort":
             raise EngineError("the engine aborted a request in flight")
-        answer = self._tokenizer.decode(completion.response_ids.tolist())
-        return self._project(answer, completion.finish == "stop")
+        text = self._tokenizer.decode(completion.response_ids.tolist())
+        return self._read(text, completion.finish == "stop")
 
     def _recorded(
         self,
         prompt: EpisodePrompt,
         ids: list[int],
         completion: Completion,
-        projected: Projected,
+        answer: Answer,
         transition: Transition,
         salt: str,
     ) -> Step:
@@ -143,11 +144,11 @@ class Collector:
             response_ids=completion.response_ids,
             logprobs=completion.logprobs,
             reward=transition.reward,
-            valid=projected.valid and accepted,
+            valid=answer.valid and accepted,
             anchor=anchor_key(seen.text if seen.state is None else seen.state, salt=salt),
             version=completion.version,
             observation=seen.text,
-            action=projected.action,
+            action=answer.action,
         )
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from envs.base import Task
+from envs.base import Task, lookup
+from envs.dialogue import choose
 from gigpo_mega.config import Config
 from gigpo_mega.rollout.collector import Collector, CollectStats
 from gigpo_mega.rollout.engine import Sampling
@@ -37,6 +38,7 @@ class RolloutSession:
     def __enter__(self) -> Self:
         cfg = self._cfg
         with ExitStack() as stack:
+            dialogue = choose(lookup(cfg.environment.name), cfg.environment.dialogue)
             tokenizer = Tokenizer(self._model)
             pool = EnvironmentPool(cfg.environment.name, cfg.environment.options, cfg.environment.workers)
             stack.callback(pool.close)
@@ -44,10 +46,10 @@ class RolloutSession:
                 server = stack.enter_context(self._server(_Seconds(bar)))
             self.url = server.url
             engine = SGLangEngine(server.url, version=self._version, timeout=cfg.engine.request_timeout)
-            prompts = PromptBuilder(cfg.environment, tokenizer, cfg.rollout.max_prompt_tokens)
+            prompts = PromptBuilder(cfg.environment, dialogue, tokenizer, cfg.rollout.max_prompt_tokens)
             self._stops = tokenizer.stop_token_ids
             self._collector = Collector(
-                engine, pool, prompts, tokenizer, cfg.environment, cfg.rollout.concurrency
+                engine, pool, prompts, dialogue, tokenizer, cfg.environment, cfg.rollout.concurrency
             )
             self._stack = stack.pop_all()
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ class Tokenizer:
         self._path = path
         self._settings = _json(path / "tokenizer_config.json")
         self._chat: Any = None
+        special = [token.content for token in self._fast.get_added_tokens_decoder().values() if token.special]
+        self._special = re.compile("|".join(map(re.escape, special))) if special else None
         self.stop_token_ids = self._stops()
         """Ids that end a response: the tokenizer's end token and those that the model's configs declare."""
 
@@ -37,8 +40,17 @@ class Tokenizer:
         return self._fast.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without added special tokens."""
+        """The ids of `text`; what spells a special token in it is text like any other."""
+        return self._encode(self._spelled(text))
+
+    def _encode(self, text: str) -> list[int]:
         return self._fast.encode(text, add_special_tokens=False).ids
+
+    def _spelled(self, text: str) -> str:
+        """`text` with a space inside whatever spells a special token, so that it can't end a message."""
+        if self._special is None:
+            return text
+        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens left out."""
@@ -46,11 +58,20 @@ class Tokenizer:
 
     def chat(self, message: str) -> list[int]:
         """The ids of one user message in the chat template, up to where the assistant answers."""
+        return self._encode(self._rendered({"role": "user", "content": self._spelled(message)}))
+
+    def chat_on(self, last: int, message: str) -> list[int]:
+        """The ids between an assistant's answer, whose last id was `last`, and its next one."""
+        marker = "\N{SYMBOL FOR UNIT SEPARATOR}"
+        user, assistant = {"role": "user", "content": marker}, {"role": "assistant", "content": marker}
+        said = self._rendered(user, assistant, {"role": "user", "content": self._spelled(message)})
+        ids = self._encode(said.split(marker, 2)[2])
+        return ids[1:] if ids[:1] == [last] else ids  # the answer ended itself with its end token
+
+    def _rendered(self, *messages: dict[str, str]) -> str:
         if self._chat is None:
             self._chat = self._load_chat()
-        messages = [{"role": "user", "content": message}]
-        text = self._chat.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.encode(text)
+        return self._chat.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
 
     def _load_chat(self) -> Any:
         from transformers import PreTrainedTokenizerFast  # here, as it takes seconds to import
@@ -59,8 +80,8 @@ class Tokenizer:
         template = file.read_text(encoding="utf-8") if file.is_file() else self._settings.get("chat_template")
         if not template:
             raise UserError(
-                f"environment.prompt alfworld needs a chat template, and {self._path} has none; "
-                "use a chat model or environment.prompt compact"
+                f"environment.dialogue chat needs a chat template, and {self._path} has none; "
+                "use a chat model or environment.dialogue compact"
             )
         named = {key: token for key in ("bos_token", "eos_token", "pad_token") if (token := self._token(key))}
         return PreTrainedTokenizerFast(tokenizer_object=self._fast, chat_template=template, **named)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +15,7 @@ import pytest
 from words import write_tokenizer
 
 from envs.base import EnvironmentError, Task
+from envs.dialogue import GENERIC, Dialogue, tagged
 from gigpo_mega.algorithms.grouping import anchor_key
 from gigpo_mega.config import EngineConfig, EnvironmentConfig
 from gigpo_mega.errors import UserError
@@ -27,6 +30,7 @@ from tests.conftest import Served
 
 WORDS = "up down fail crash Task: count to Start. Can: up, > 0 1 2 3 4 5 6 7 8 9"
 UP, DOWN, FAIL, CRASH = 4, 5, 6, 7
+TAGGED = replace(GENERIC["compact"], read=tagged)
 
 
 class FakeEngine:
@@ -70,9 +74,12 @@ def collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Calla
     tokenizer = Tokenizer(write_tokenizer(tmp_path, WORDS))
     pool = EnvironmentPool("fake_environment:KIND", {}, workers=2)
 
-    def make(engine: Any, concurrency: int = 8, **fields: Any) -> Collector:
-        config = EnvironmentConfig(**{"prompt": "compact", "projection": "plain", "max_steps": 6} | fields)
-        return Collector(engine, pool, PromptBuilder(config, tokenizer, 64), tokenizer, config, concurrency)
+    def make(
+        engine: Any, concurrency: int = 8, dialogue: Dialogue = GENERIC["compact"], **fields: Any
+    ) -> Collector:
+        config = EnvironmentConfig(max_steps=6, **fields)
+        prompts = PromptBuilder(config, dialogue, tokenizer, 64)
+        return Collector(engine, pool, prompts, dialogue, tokenizer, config, concurrency)
 
     yield make
     pool.close()
@@ -118,7 +125,7 @@ def test_a_step_records_what_the_engine_saw_and_said(collector: Callable[..., Co
         (FAIL, {}, "failure", 1, True),
         (DOWN, {}, "limit", 6, True),
         (DOWN, {"invalid": "admissible"}, "limit", 6, False),
-        (UP, {"projection": "tagged"}, "limit", 6, False),  # no tags: the last 30 characters are sent
+        (UP, {"dialogue": TAGGED}, "limit", 6, False),  # no tags: the last 30 characters are sent
         (0, {}, "limit", 6, False),  # an empty answer
     ],
 )
@@ -136,6 +143,15 @@ def test_ends_and_validity(
         assert [step.valid for step in trajectory.steps] == [valid] * steps
         assert not trajectory.success
         assert trajectory.score == 0.0
+
+
+def test_a_growing_conversation_is_token_exact(collector: Callable[..., Collector]) -> None:
+    made = collector(FakeEngine(), context="append")
+    ((trajectory,),) = [group.trajectories for group in made.collect([task(4)], 1, Sampling())]
+    for earlier, later in pairwise(trajectory.steps):
+        said = [*earlier.prompt_ids.tolist(), *earlier.response_ids.tolist()]
+        assert later.prompt_ids[: len(said)].tolist() == said
+        assert len(later.prompt_ids) > len(said)
 
 
 def test_an_answer_cut_off_is_invalid(collector: Callable[..., Collector]) -> None:

@@ -2,7 +2,7 @@
 
     python tools/train_seeds.py configs/quickstart.yaml --seeds 5 --name quickstart_seeds [--section.field X]
 
-Writes docs/benchmarks/NAME.json (before, after and training curve of every seed, overrides, commit and
+Writes docs/benchmarks/NAME.json (before, after, training curve and commit of every seed, overrides and
 machine) and NAME.png. A seed sets task order, shuffling and the engine's sampling; games, panel and
 cold-start policy stay the same. Runs are kept under runs/NAME; a seed that is complete there is not run
 again. `--fresh-panel SEED` also plays the starting policy and every trained one on a panel of games that
@@ -43,7 +43,6 @@ def main() -> None:
     record = {
         "config": str(arguments.config),
         "overrides": overrides,
-        "commit": _git("rev-parse", "HEAD"),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
         "summary": summary(seeds),
         "seeds": seeds,
@@ -69,11 +68,12 @@ def run(config: Path, seed: int, folder: Path, overrides: list[str]) -> dict[str
         resume = ["--resume"] if (output / "config.yaml").exists() else []
         start = time.monotonic()
         subprocess.run([*command, *overrides, *resume], check=True, cwd=ROOT)
-        (output / "seconds.json").write_text(json.dumps(time.monotonic() - start))
+        seconds = time.monotonic() - start
+        (output / "run.json").write_text(json.dumps({"seconds": seconds, "commit": _commit()}))
     rows = read_rows(output / "metrics.jsonl")
     return {
         "seed": seed,
-        "seconds": json.loads((output / "seconds.json").read_text()),
+        **json.loads((output / "run.json").read_text()),
         "before": json.loads((output / "evaluation_000000.json").read_text()),
         "after": json.loads(last.read_text()),
         "training": [row["rollout/success"] for row in rows],
@@ -97,7 +97,8 @@ def fresh_panel(arguments: argparse.Namespace, folder: Path, overrides: list[str
             command = [sys.executable, "-m", "gigpo_mega.evaluate", str(arguments.config), *flags]
             target = ["--model.path", str(policy), "--output", str(output)]
             subprocess.run([*command, *target], check=True, cwd=ROOT)
-        return json.loads(record.read_text())
+            (output / "commit").write_text(_commit())
+        return json.loads(record.read_text()) | {"commit": (output / "commit").read_text()}
 
     plays = folder / f"panel_{arguments.fresh_panel}"
     before = play(start, plays / "start")
@@ -130,10 +131,9 @@ def summary(seeds: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, check=True, cwd=ROOT
-    ).stdout.strip()
+def _commit() -> str:
+    command = ["git", "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
 
 
 if __name__ == "__main__":

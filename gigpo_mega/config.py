@@ -164,11 +164,21 @@ class ObjectiveConfig:
     dual_clip: float | None = 3.0
     """Bound of the loss for negative advantages (dual clip); none turns it off."""
     kl_coef: float = 0.01
-    """Weight of the k3 KL divergence to the reference policy; 0 needs no reference policy."""
+    """Weight of the KL divergence to the reference policy; 0 needs no reference policy."""
+    kl_estimator: Literal["k1", "abs", "k2", "k3"] = "k3"
+    """How a sampled token's KL is estimated: -d, |d|, d^2 / 2 or exp(d) - d - 1 of d = log(reference / policy);
+    k1's gradient is 0 on average."""
     entropy_coef: float = 0.001
     """Weight of the entropy bonus."""
     old_logprob: Literal["learner", "engine"] = "learner"
     """Denominator of the ratio: scored by the learner before the update, or as the engine sampled it."""
+    ratio: Literal["token", "sequence"] = "token"
+    """Ratio that is clipped: each token's own, or its response's geometric mean (GSPO)."""
+    aggregation: Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"] = (
+        "token-mean"
+    )
+    """How token losses become one: the mean over all tokens, or over all responses the mean of their sums, of
+    their means (GRPO, GSPO), or of their sums divided by rollout.max_response_tokens (Dr. GRPO)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -28,19 +28,15 @@ from gigpo_mega.algorithms.advantage import (
     step_returns,
 )
 from gigpo_mega.algorithms.grouping import anchor_key, similar_groups, step_groups
-from gigpo_mega.algorithms.objective import (
-    aggregation,
-    clipped_surrogate,
-    kl_divergence,
-    policy_loss,
-    sequence_log_ratio,
-)
+from gigpo_mega.algorithms.objective import Aggregation, aggregation, policy_loss
 from gigpo_mega.config import AdvantageConfig, ObjectiveConfig
 from gigpo_mega.types import Advantages, Bool, Float64, Int64, RowTable, Step
+from kernels.policy_loss.reference import Divergence, kl_divergence
 
 FOLDER = Path(os.environ.get("GIGPO_GOLDEN_DIR", Path(__file__).parent / "golden"))
 FILES = sorted(FOLDER.glob("*.json"))
 Case = dict[str, Any]
+ESTIMATORS: dict[str, Divergence] = {"kl": "k1", "abs": "abs", "mse": "k2", "low_var_kl": "k3"}
 NORMALIZATION: dict[str, Any] = {"mean_norm": "mean", "mean_std_norm": "mean_std"}
 
 
@@ -234,59 +230,51 @@ def tensor(values: ArrayLike, requires_grad: bool = False) -> torch.Tensor:
     return torch.tensor(single(values), requires_grad=requires_grad)
 
 
-def token_rows(mask: torch.Tensor) -> torch.Tensor:
-    """The row of every token of a flattened [B, T] batch."""
-    return torch.arange(mask.shape[0]).repeat_interleave(mask.shape[1])
+def weights(mode: Aggregation, mask: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """Weights of the response tokens of `mask` [B, T], and what their sum is divided by."""
+    weight, count = aggregation(mode, mask.sum(1).long().numpy(), mask.shape[1])
+    # The reference sums over rows here, where verl's later versions take their mean.
+    return torch.from_numpy(weight), 1 if mode == "seq-mean-token-sum-norm" else count
 
 
-def objective_config(inputs: Case) -> ObjectiveConfig:
+def objective_config(inputs: Case, **options: Any) -> ObjectiveConfig:
     return ObjectiveConfig(
+        **options,
         clip_low=inputs["cliprange_low"],
         clip_high=inputs["cliprange_high"],
-        dual_clip=inputs["clip_ratio_c"],
+        dual_clip=inputs.get("clip_ratio_c"),
         kl_coef=inputs.get("kl_loss_coef", 0.0),
         entropy_coef=inputs.get("entropy_coeff", 0.0),
     )
 
 
 def ppo_loss(case: Case) -> None:
-    inputs = case["inputs"]
-    mask = tensor(inputs["response_mask"])
-    row, count = token_rows(mask), mask.sum()
     for mode, expected in case["outputs"].items():
-        logprob = tensor(inputs["log_prob"], requires_grad=True)
-        weight, denominator = aggregation(mode, mask.flatten(), row, *mask.shape)
-        old, advantage = (tensor(inputs[name]).flatten() for name in ("old_log_prob", "advantages"))
-        loss, metrics = policy_loss(logprob.flatten(), old, advantage, weight, objective_config(inputs))
-        (loss / denominator).backward()
-        close((loss / denominator).detach(), expected["pg_loss"])
-        close(metrics["clip_fraction"] / count, expected["pg_clipfrac"])
-        close(metrics["dual_clip_fraction"] / count, expected["pg_clipfrac_lower"])
-        close(metrics["approx_kl"] / count, expected["ppo_kl"])
-        assert logprob.grad is not None
-        close(logprob.grad, expected["grad_log_prob"])
+        surrogate_loss(case["inputs"], mode, objective_config(case["inputs"]), expected)
 
 
 def gspo_loss(case: Case) -> None:
     """The reference aggregates GSPO by seq-mean-token-mean whatever the mode says, and has no dual clip."""
-    inputs = case["inputs"]
-    mask = tensor(inputs["response_mask"])
-    flat, row = mask.flatten(), token_rows(mask)
-    weight, denominator = aggregation("seq-mean-token-mean", flat, row, *mask.shape)
+    inputs = {name: value for name, value in case["inputs"].items() if name != "clip_ratio_c"}
     for expected in case["outputs"].values():
-        logprob = tensor(inputs["log_prob"], requires_grad=True)
-        old, advantage = (tensor(inputs[name]).flatten() for name in ("old_log_prob", "advantages"))
-        ratio = sequence_log_ratio(logprob.flatten(), old, flat, row, len(mask))
-        low, high = inputs["cliprange_low"], inputs["cliprange_high"]
-        tokens, clipped, _ = clipped_surrogate(ratio, advantage, low, high, dual_clip=None)
-        loss = (tokens * weight).sum() / denominator
-        loss.backward()
-        close(loss.detach(), expected["pg_loss"])
-        close((clipped * flat).sum() / flat.sum(), expected["pg_clipfrac"])
-        close(0.0, expected["pg_clipfrac_lower"])
-        close(((old - logprob.detach().flatten()) * flat).sum() / flat.sum(), expected["ppo_kl"])
-        assert logprob.grad is not None
-        close(logprob.grad, expected["grad_log_prob"])
+        surrogate_loss(inputs, "seq-mean-token-mean", objective_config(inputs, ratio="sequence"), expected)
+
+
+def surrogate_loss(inputs: Case, mode: Aggregation, cfg: ObjectiveConfig, expected: Case) -> None:
+    mask = tensor(inputs["response_mask"])
+    response, tokens = mask > 0, mask.sum()
+    weight, count = weights(mode, mask)
+    logprob = tensor(inputs["log_prob"], requires_grad=True)
+    old, advantage = (tensor(inputs[name])[response] for name in ("old_log_prob", "advantages"))
+    lengths = mask.sum(1).long()
+    loss, metrics = policy_loss(logprob[response], old, advantage, weight, cfg, lengths=lengths)
+    (loss / count).backward()
+    close((loss / count).detach(), expected["pg_loss"])
+    close(metrics["clip_fraction"] / tokens, expected["pg_clipfrac"])
+    close(metrics["dual_clip_fraction"] / tokens, expected["pg_clipfrac_lower"])
+    close(metrics["approx_kl"] / tokens, expected["ppo_kl"])
+    assert logprob.grad is not None
+    close(logprob.grad, expected["grad_log_prob"])
 
 
 def head(logits: torch.Tensor, labels: ArrayLike) -> tuple[torch.Tensor, torch.Tensor]:
@@ -299,42 +287,42 @@ def head(logits: torch.Tensor, labels: ArrayLike) -> tuple[torch.Tensor, torch.T
 def kl_and_entropy(case: Case) -> None:
     inputs, expected = case["inputs"], case["outputs"]
     mask, ref = tensor(inputs["response_mask"]), tensor(inputs["ref_log_prob"])
+    response = mask > 0
     logprobs, entropy = head(tensor(inputs["logits"]), inputs["labels"])
     close(logprobs, expected["logprobs"])
     close(entropy, expected["token_entropy"])
     for kind, values in expected["kl"].items():
-        close(kl_divergence(tensor(inputs["log_prob"]), ref, kind), values)
+        close(kl_divergence(tensor(inputs["log_prob"]), ref, ESTIMATORS[kind]), values)
     for mode, values in expected["kl_loss"].items():
-        weight, denominator = aggregation(mode, mask.flatten(), token_rows(mask), *mask.shape)
+        weight, count = weights(mode, mask)
         logprob = tensor(inputs["log_prob"], requires_grad=True)
-        k3 = kl_divergence(logprob, ref, "low_var_kl").flatten()
-        loss = (k3 * weight).sum() / denominator
+        loss = (kl_divergence(logprob, ref, "k3")[response] * weight).sum() / count
         loss.backward()
         close(loss.detach(), values["loss"])
         assert logprob.grad is not None
         close(logprob.grad, values["grad_log_prob"])
-        close((entropy.flatten() * weight).sum() / denominator, expected["entropy_loss"][mode])
+        close((entropy[response] * weight).sum() / count, expected["entropy_loss"][mode])
 
 
 def actor_loss(case: Case) -> None:
     inputs, expected = case["inputs"], case["outputs"]
     mask = tensor(inputs["response_mask"])
-    weight, denominator = aggregation(inputs["loss_agg_mode"], mask.flatten(), token_rows(mask), *mask.shape)
+    response, tokens = mask > 0, mask.sum()
+    weight, count = weights(inputs["loss_agg_mode"], mask)
     logits = tensor(inputs["logits"], requires_grad=True)
-    logprob, entropy = (values.flatten() for values in head(logits, inputs["labels"]))
+    logprob, entropy = (values[response] for values in head(logits, inputs["labels"]))
     old, ref, advantage = (
-        tensor(inputs[name]).flatten() for name in ("old_log_prob", "ref_log_prob", "advantages")
+        tensor(inputs[name])[response] for name in ("old_log_prob", "ref_log_prob", "advantages")
     )
     loss, metrics = policy_loss(logprob, old, advantage, weight, objective_config(inputs), ref, entropy)
-    (loss / denominator).backward()
-    close((loss / denominator).detach(), expected["loss"])
-    close(metrics["policy_loss"] / denominator, expected["pg_loss"])
-    close(metrics["clip_fraction"] / mask.sum(), expected["pg_clipfrac"])
-    close(metrics["dual_clip_fraction"] / mask.sum(), expected["pg_clipfrac_lower"])
-    close(metrics["approx_kl"] / mask.sum(), expected["ppo_kl"])
-    k3 = kl_divergence(logprob.detach(), ref, "low_var_kl")
-    close((k3 * weight).sum() / denominator, expected["kl_loss"])
-    close((entropy.detach() * weight).sum() / denominator, expected["entropy"])
+    (loss / count).backward()
+    close((loss / count).detach(), expected["loss"])
+    close(metrics["policy_loss"] / count, expected["pg_loss"])
+    close(metrics["clip_fraction"] / tokens, expected["pg_clipfrac"])
+    close(metrics["dual_clip_fraction"] / tokens, expected["pg_clipfrac_lower"])
+    close(metrics["approx_kl"] / tokens, expected["ppo_kl"])
+    close(metrics["reference_kl"] / tokens, expected["kl_loss"])  # its mode is token-mean
+    close(metrics["entropy"] / tokens, expected["entropy"])
     assert logits.grad is not None
     close(logits.grad, expected["grad_logits"])
 

@@ -6,17 +6,23 @@ the same bits on every run. Coefficients are arguments at run time: a schedule r
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from kernels.aot import Variant
-from kernels.policy_loss.reference import DIVERGENCES, MAX_K3, MAX_LOG_RATIO
+from kernels.policy_loss.reference import DIVERGENCES, MAX_K3, MAX_LOG_RATIO, MAX_ROW_LOG_RATIO, Divergence
 
 _BLOCK, _WARPS = 1024, 4
-SUMS = ("loss", "policy_loss", "clip_fraction", "dual_clip_fraction", "approx_kl", "reference_kl", "entropy")
+SUMS: tuple[str, ...] = (
+    "loss", "policy_loss", "clip_fraction", "dual_clip_fraction", "approx_kl", "reference_kl", "entropy",
+)  # fmt: skip
 _MAX_LOG_RATIO, _MAX_K3 = tl.constexpr(MAX_LOG_RATIO), tl.constexpr(MAX_K3)
 _K1, _ABS, _K2 = (tl.constexpr(DIVERGENCES.index(name)) for name in ("k1", "abs", "k2"))
 
@@ -80,26 +86,100 @@ def policy_loss_kernel(
     bounded = (adv < 0) & (surrogate > -adv * dual_clip)
     slope = tl.where(clipped | bounded, 0.0, plain) * _inside(log_ratio, -_MAX_LOG_RATIO, max_log_ratio)
     surrogate = tl.where(bounded, -adv * dual_clip, surrogate)
-    row = partial + tl.program_id(0) * COLUMNS
     policy = tl.sum(surrogate * w)
-    loss = policy
+    loss, kl_total, entropy_total = policy, 0.0, 0.0
     if ref_logprob is not None:
         ref = tl.load(ref_logprob + i, mask=live, other=0.0)
         kl, kl_slope = _divergence(ref - logp, kind)
         loss += kl_coef * tl.sum(kl * w)
         slope += kl_coef * kl_slope
-        tl.store(row + 5, tl.sum(kl * one))
+        kl_total = tl.sum(kl * one)
     if entropy is not None:
         h = tl.load(entropy + i, mask=live, other=0.0)
         loss -= entropy_coef * tl.sum(h * w)
+        entropy_total = tl.sum(h)
         tl.store(d_entropy + i, -entropy_coef * w, mask=i < tokens)
-        tl.store(row + 6, tl.sum(h))
     tl.store(d_logprob + i, slope * w, mask=i < tokens)
+    row = partial + tl.program_id(0) * COLUMNS
     tl.store(row, loss)
     tl.store(row + 1, policy)
     tl.store(row + 2, tl.sum(tl.where(clipped, one, 0.0)))
     tl.store(row + 3, tl.sum(tl.where(bounded, one, 0.0)))
     tl.store(row + 4, tl.sum(old - logp))
+    tl.store(row + 5, kl_total)
+    tl.store(row + 6, entropy_total)
+
+
+def policy_loss(
+    logprob: Tensor,
+    old_logprob: Tensor,
+    advantage: Tensor,
+    weight: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None = None,
+    ref_logprob: Tensor | None = None,
+    kl_coef: float = 0.0,
+    kl_estimator: Divergence = "k3",
+    entropy: Tensor | None = None,
+    entropy_coef: float = 0.0,
+    row_log_ratio: Tensor | None = None,
+    block: int = _BLOCK,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What `kernels.policy_loss.policy_loss` documents, in float32; a program takes `block` tokens."""
+    bound = math.inf if dual_clip is None else dual_clip
+    limit = MAX_LOG_RATIO if row_log_ratio is None else MAX_ROW_LOG_RATIO
+    coefficients = (1.0 - clip_low, 1.0 + clip_high, bound, kl_coef, entropy_coef, limit)
+    others = (old_logprob, advantage, weight, ref_logprob, row_log_ratio)
+    scalars = (DIVERGENCES.index(kl_estimator), *map(float, coefficients))
+    sums = _PolicyLoss.apply(logprob, entropy, others, scalars, block)
+    assert isinstance(sums, Tensor)
+    metrics: dict[str, Tensor] = dict(zip(SUMS[1:], sums.detach()[1:], strict=True))
+    if ref_logprob is None:
+        del metrics["reference_kl"]
+    if entropy is None:
+        del metrics["entropy"]
+    return sums[0], metrics
+
+
+class _PolicyLoss(torch.autograd.Function):
+    """The float32 sums of `SUMS`; the first has gradients, which are computed with it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logprob: Tensor,
+        entropy: Tensor | None,
+        others: tuple[Tensor | None, ...],
+        scalars: tuple[Any, ...],
+        block: int,
+    ) -> Tensor:
+        old, advantage, weight, ref, row = map(_column, others)
+        columns = (_column(logprob), old, advantage, weight, ref, _column(entropy), row)
+        d_logprob = torch.empty_like(logprob, dtype=torch.float32)
+        d_entropy = None if entropy is None else torch.empty_like(d_logprob)
+        tokens = logprob.numel()
+        programs = -(-tokens // block)
+        partial = torch.empty(programs, len(SUMS), device=logprob.device)
+        meta: dict[str, Any] = {"BLOCK": block, "COLUMNS": len(SUMS), "num_warps": _WARPS, "num_stages": 1}
+        policy_loss_kernel[(programs,)](*columns, d_logprob, d_entropy, partial, tokens, *scalars, **meta)
+        ctx.save_for_backward(d_logprob, d_entropy)
+        ctx.types = logprob.dtype, None if entropy is None else entropy.dtype
+        return partial.sum(0, dtype=torch.float64).float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        d_loss = grads[0][0]
+        found = zip(ctx.saved_tensors, ctx.types, strict=True)
+        return (*(None if d is None else (d_loss * d).to(dtype) for d, dtype in found), None, None, None)
+
+
+def _column(values: Tensor | None) -> Tensor | None:
+    return None if values is None else values.detach().float().contiguous()
 
 
 def _variants() -> tuple[Variant, ...]:

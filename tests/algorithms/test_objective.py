@@ -2,19 +2,14 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from gigpo_mega.algorithms.objective import (
-    Aggregation,
-    aggregation,
-    clipped_surrogate,
-    kl_divergence,
-    policy_loss,
-    sequence_log_ratio,
-)
+from gigpo_mega.algorithms.objective import Aggregation, aggregation, policy_loss, sequence_log_ratio
 from gigpo_mega.config import ObjectiveConfig
+from kernels.policy_loss.reference import clipped_surrogate, kl_divergence
 
 PLAIN = ObjectiveConfig(kl_coef=0.0, entropy_coef=0.0)
 
@@ -69,16 +64,16 @@ def test_an_overflowing_ratio_has_a_zero_gradient_not_nan() -> None:
 
 def test_kl_estimates_by_hand() -> None:
     logprob, ref = numbers(-1.0, -2.0), numbers(-1.5, -1.0)
-    assert kl_divergence(logprob, ref, "kl").tolist() == [0.5, -1.0]
+    assert kl_divergence(logprob, ref, "k1").tolist() == [0.5, -1.0]
     assert kl_divergence(logprob, ref, "abs").tolist() == [0.5, 1.0]
-    assert kl_divergence(logprob, ref, "mse").tolist() == [0.125, 0.5]
+    assert kl_divergence(logprob, ref, "k2").tolist() == [0.125, 0.5]
     expected = [math.exp(-0.5) + 0.5 - 1.0, math.e - 1.0 - 1.0]
-    assert kl_divergence(logprob, ref, "low_var_kl").tolist() == pytest.approx(expected, rel=1e-12)
+    assert kl_divergence(logprob, ref, "k3").tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_k3_is_bounded_by_10_with_a_zero_gradient() -> None:
     logprob = torch.tensor([-200.0, -3.0, 0.0], requires_grad=True)
-    k3 = kl_divergence(logprob, torch.tensor([0.0, 0.0, -200.0]), "low_var_kl")
+    k3 = kl_divergence(logprob, torch.tensor([0.0, 0.0, -200.0]), "k3")
     assert k3.tolist() == [10.0, 10.0, 10.0]  # e^3 - 4 = 16 in the middle
     assert gradient(k3, logprob) == [0.0, 0.0, 0.0]
 
@@ -86,7 +81,7 @@ def test_k3_is_bounded_by_10_with_a_zero_gradient() -> None:
 def test_k3_is_unbiased_and_k1_agrees_in_the_mean() -> None:
     policy, ref = numbers(0.1, 0.2, 0.7), numbers(0.3, 0.3, 0.4)
     exact = (policy * (policy / ref).log()).sum().item()
-    for kind in ("kl", "low_var_kl"):
+    for kind in ("k1", "k3"):
         assert (policy * kl_divergence(policy.log(), ref.log(), kind)).sum().item() == pytest.approx(exact)
 
 
@@ -169,21 +164,38 @@ def test_terms_without_weight_are_still_measured() -> None:
     assert metrics["entropy"].item() == pytest.approx(0.7)
 
 
+def sequence_loss(
+    logprob: Tensor, old: Tensor, weight: Tensor, lengths: list[int], advantage: float = -1.0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of the sequence ratio where nothing is clipped from above."""
+    cfg = ObjectiveConfig(kl_coef=0.0, entropy_coef=0.0, dual_clip=None, ratio="sequence")
+    spread = torch.full_like(old, advantage)
+    return policy_loss(logprob, old, spread, weight, cfg, lengths=torch.tensor(lengths))
+
+
 def test_sequence_ratio_is_the_row_s_geometric_mean_with_token_gradients() -> None:
     logprob = logs(0.8, 0.2, 0.5, 0.9)
     old = logs(0.4, 0.4, 0.1, 0.1).detach()
-    row, mask = torch.tensor([0, 0, 1, 1]), numbers(1, 1, 1, 0)
-    log_ratio = sequence_log_ratio(logprob, old, mask, row, rows=2)
-    assert log_ratio[:3].tolist() == pytest.approx([0.0, 0.0, math.log(5.0)], abs=1e-12)
-    assert gradient(log_ratio[:3].exp(), logprob) == pytest.approx([1.0, 1.0, 5.0, 0.0])
+    weight, lengths = numbers(1, 1, 1, 0), [2, 0, 2]
+    log_ratio = sequence_log_ratio(logprob.detach(), old, weight, torch.tensor(lengths))
+    assert log_ratio.tolist() == pytest.approx([0.0, 0.0, math.log(5.0), math.log(5.0)], abs=1e-12)
+    loss, metrics = sequence_loss(logprob, old, weight, lengths)
+    assert loss.item() == pytest.approx(1.0 + 1.0 + 5.0)
+    assert gradient(loss, logprob) == pytest.approx([1.0, 1.0, 5.0, 0.0])
+    assert metrics["approx_kl"].item() == pytest.approx(-math.log(5.0))  # of the tokens, as ever
 
 
 def test_sequence_ratio_is_at_most_e_to_the_10() -> None:
     logprob = torch.tensor([0.0, 0.0], requires_grad=True)
-    old, row = torch.tensor([-30.0, -20.0]), torch.tensor([0, 0])
-    log_ratio = sequence_log_ratio(logprob, old, torch.ones(2), row, rows=1)
-    assert log_ratio.tolist() == [10.0, 10.0]
-    assert gradient(log_ratio, logprob) == [0.0, 0.0]
+    loss, _ = sequence_loss(logprob, torch.tensor([-30.0, -20.0]), torch.ones(2), [2])
+    assert loss.item() == pytest.approx(2 * math.exp(10.0), rel=1e-6)
+    assert gradient(loss, logprob) == [0.0, 0.0]
+
+
+def test_sequence_ratio_needs_the_rows() -> None:
+    one = numbers(1.0)
+    with pytest.raises(ValueError, match=r"objective\.ratio sequence needs the rows' lengths"):
+        policy_loss(one, one, one, one, ObjectiveConfig(kl_coef=0.0, entropy_coef=0.0, ratio="sequence"))
 
 
 @pytest.mark.parametrize(
@@ -192,11 +204,13 @@ def test_sequence_ratio_is_at_most_e_to_the_10() -> None:
         ("token-mean", (1 + 2 + 3 + 6) / 4),
         ("seq-mean-token-sum", ((1 + 2 + 3) + 6) / 3),  # the third row has no tokens and still counts
         ("seq-mean-token-mean", ((1 + 2 + 3) / 3 + 6) / 3),
-        ("seq-mean-token-sum-norm", ((1 + 2 + 3) + 6) / 5),
+        ("seq-mean-token-sum-norm", ((1 + 2 + 3) / 5 + 6 / 5) / 3),
     ],
 )
 def test_aggregation_by_hand(mode: Aggregation, expected: float) -> None:
-    loss, mask = torch.tensor([1.0, 2.0, 3.0, 6.0, 50.0]), torch.tensor([1, 1, 1, 1, 0])
-    row = torch.tensor([0, 0, 0, 1, 2])
-    weight, denominator = aggregation(mode, mask, row, rows=3, horizon=5)
-    assert ((loss * weight).sum() / denominator).item() == pytest.approx(expected)
+    loss, lengths = np.array([1.0, 2.0, 3.0, 6.0]), np.array([3, 1, 0])
+    weight, count = aggregation(mode, lengths, horizon=5)
+    assert (loss * weight).sum() / count == pytest.approx(expected)
+    pieces = [aggregation(mode, lengths[part], horizon=5) for part in (slice(1), slice(1, 3))]
+    assert np.concatenate([w for w, _ in pieces]) == pytest.approx(weight)
+    assert sum(c for _, c in pieces) == count

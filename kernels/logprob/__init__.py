@@ -1,5 +1,113 @@
-"""Log-probability and entropy of target tokens straight from hidden states."""
+"""Log-probability and entropy of target tokens straight from hidden states, without a [T, V] tensor.
 
-from kernels.logprob.reference import linear_logprob
+    logprob, entropy = linear_logprob(hidden, weight, target)   # a token's logits live and die in a tile
 
-__all__ = ["linear_logprob"]
+`reference` materialises the logits and is what the others are measured against; `chunked` multiplies block by
+block with the library's product; `triton` fuses the product with the softmax statistics.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kernels.logprob import reference
+from kernels.logprob.autograd import LinearLogProb, LogitsLogProb
+from kernels.logprob.statistics import Rows
+
+__all__ = ["Backend", "linear_logprob", "logits_logprob"]
+
+Backend = Literal["auto", "triton", "chunked", "reference"]
+
+
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    vocab_start: int = 0,
+    vocab_size: int | None = None,
+    group: dist.ProcessGroup | None = None,
+    entropy: bool = True,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of `target` and entropy of softmax(hidden @ weight.T / temperature).
+
+    hidden [T, H], weight [V, H] (this rank's rows of the vocabulary, of hidden's type), target int64 [T] in
+    the whole vocabulary (a token outside it has log-prob -inf), temperature > 0, a scalar or [T], vocab_start
+    the first row this rank owns, vocab_size the unpadded size of the whole vocabulary (columns beyond it get
+    probability 0), group the process group the vocabulary is split over. Returns (logprob, entropy), each
+    float32 [T], differentiable in hidden and weight and the same bits on every rank; without `entropy` the
+    second is empty. The gradient of hidden is this rank's part: the caller sums it over `group`.
+
+    Where weight has `main_grad` (megatron's data parallel buffers) its gradient is added there and autograd
+    gets none, so that another use of the same weight, a tied embedding, adds its own as usual.
+
+    backend: `auto` is `triton` for 16-bit matrices on CUDA, else `chunked`. Raises ValueError where shapes,
+    types or options do not fit.
+    """
+    _check_rows(hidden, target)
+    if weight.dtype is not hidden.dtype or weight.shape[1:] != hidden.shape[1:]:
+        raise ValueError(
+            f"weight must be {hidden.dtype} [V, {hidden.shape[1]}] as hidden is, "
+            f"got {weight.dtype} {list(weight.shape)}"
+        )
+    if backend == "reference":
+        return reference.linear_logprob(
+            hidden, weight, target, temperature=temperature, vocab_start=vocab_start, vocab_size=vocab_size,
+            group=group, entropy=entropy,
+        )  # fmt: skip
+    rows = Rows.of(target, temperature, vocab_start, weight.shape[0], vocab_size, entropy)
+    result = LinearLogProb.apply(hidden.contiguous(), weight, rows, _module(backend, hidden), group)
+    assert result is not None
+    return result
+
+
+def logits_logprob(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    temperature: float | Tensor = 1.0,
+    vocab_start: int = 0,
+    vocab_size: int | None = None,
+    group: dist.ProcessGroup | None = None,
+    entropy: bool = True,
+    inplace_backward: bool = False,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """`linear_logprob` of float32 or 16-bit logits [T, V] that exist already; all else is the same.
+
+    With `inplace_backward` the gradient overwrites the logits, which nothing else may need by then; a second
+    backward raises RuntimeError.
+    """
+    _check_rows(logits, target)
+    if backend == "reference":
+        return reference.logits_logprob(
+            logits, target, temperature=temperature, vocab_start=vocab_start, vocab_size=vocab_size,
+            group=group, entropy=entropy,
+        )  # fmt: skip
+    rows = Rows.of(target, temperature, vocab_start, logits.shape[1], vocab_size, entropy)
+    result = LogitsLogProb.apply(logits, rows, _module(backend, logits), group, inplace_backward)
+    assert result is not None
+    return result
+
+
+def _module(backend: str, matrix: Tensor) -> Any:
+    if backend == "auto":
+        backend = "triton" if matrix.is_cuda and matrix.element_size() == 2 else "chunked"
+    if backend not in ("triton", "chunked"):
+        raise ValueError(f"backend {backend!r} is none of auto, triton, chunked, reference")
+    return import_module(f"kernels.logprob.{backend}")
+
+
+def _check_rows(matrix: Tensor, target: Tensor) -> None:
+    """Raise ValueError unless `matrix` [T, ...] is a float matrix with one target a row."""
+    if matrix.dim() != 2 or not matrix.is_floating_point():
+        raise ValueError(f"expected a float matrix [T, ...], got {matrix.dtype} {list(matrix.shape)}")
+    if target.dtype is not torch.int64 or target.shape != matrix.shape[:1]:
+        raise ValueError(f"target must be int64 [{len(matrix)}], got {target.dtype} {list(target.shape)}")

@@ -1,4 +1,4 @@
-"""Linear log-prob in plain torch: logits of one call are materialised, softmax statistics are fp32."""
+"""Linear log-prob in plain torch: float32 logits of the whole call. The oracle of the other backends."""
 
 from __future__ import annotations
 
@@ -62,27 +62,27 @@ def _sum_in_rank_order(value: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def linear_logprob(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    *,
-    temperature: float | Tensor = 1.0,
-    vocab_start: int = 0,
-    vocab_size: int | None = None,
-    group: dist.ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of `target` and entropy of softmax(hidden @ weight.T / temperature).
+    hidden: Tensor, weight: Tensor, target: Tensor, *, temperature: float | Tensor = 1.0,
+    vocab_start: int = 0, vocab_size: int | None = None, group: dist.ProcessGroup | None = None,
+    entropy: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As `kernels.logprob.linear_logprob`."""
+    logits = hidden.float() @ weight.float().T
+    return logits_logprob(
+        logits, target, temperature=temperature, vocab_start=vocab_start, vocab_size=vocab_size, group=group,
+        entropy=entropy,
+    )  # fmt: skip
 
-    hidden [T, H], weight [V, H] (this rank's rows of the vocabulary), target int64 [T] in the whole
-    vocabulary, temperature a scalar or [T], vocab_start the first row this rank owns, vocab_size the unpadded
-    size of the whole vocabulary (columns beyond it get probability 0), group the process group the vocabulary
-    is split over. Returns (logprob, entropy), each float32 [T], differentiable in hidden and weight.
-    """
-    logits = torch.nn.functional.linear(hidden, weight).float()
-    logits = logits / (temperature[:, None] if isinstance(temperature, Tensor) else temperature)
-    if vocab_size is not None and vocab_start + weight.shape[0] > vocab_size:
-        padding = torch.arange(weight.shape[0], device=weight.device) + vocab_start >= vocab_size
-        logits = logits.masked_fill(padding, float("-inf"))
-    result = _VocabularyLogProb.apply(logits, target, vocab_start, group)
+
+def logits_logprob(
+    logits: Tensor, target: Tensor, *, temperature: float | Tensor = 1.0, vocab_start: int = 0,
+    vocab_size: int | None = None, group: dist.ProcessGroup | None = None, entropy: bool = True,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As `kernels.logprob.logits_logprob`, never in place."""
+    scaled = logits.float() / (temperature[:, None] if isinstance(temperature, Tensor) else temperature)
+    if vocab_size is not None and vocab_start + scaled.shape[1] > vocab_size:
+        padding = torch.arange(scaled.shape[1], device=scaled.device) + vocab_start >= vocab_size
+        scaled = scaled.masked_fill(padding, -torch.inf)
+    result = _VocabularyLogProb.apply(scaled, target, vocab_start, group)
     assert result is not None
-    return result
+    return result if entropy else (result[0], result[1].new_empty(0))

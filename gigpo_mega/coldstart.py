@@ -18,7 +18,6 @@ import numpy as np
 from envs.base import Demonstration, lookup
 from envs.dialogue import choose
 from gigpo_mega import options
-from gigpo_mega.batching import pack
 from gigpo_mega.config import Config
 from gigpo_mega.control import shared
 from gigpo_mega.errors import UserError, run_main
@@ -124,13 +123,11 @@ def _fit(cfg: Config, learner: Learner, rows: Sequence[tuple[Step, Float32]], la
             while len(queue) < cfg.coldstart.rows:
                 queue = np.concatenate([queue, rng.permutation(len(rows))])
             chosen, queue = queue[: cfg.coldstart.rows], queue[cfg.coldstart.rows :]
-            batches = pack(
-                steps, chosen, cfg.batch.microbatch_tokens, ranks=layout.data, rank=layout.data_rank
-            )
-            stats = learner.update(batches, loss)
+            stats = learner.update(learner.pack(steps, chosen), loss)
             if writer and (update % _LOG_EVERY == 0 or update == cfg.coldstart.updates - 1):
                 writer.write(update, _metrics(stats))
             bar.advance()
+    learner.synchronize()
     if writer:
         writer.close()
 

@@ -114,8 +114,8 @@ class EngineConfig:
     threads: int = 1
     """CPU threads of the server where there is no GPU."""
     max_logprob_gap: float | None = None
-    """Mean |log-prob(engine) - log-prob(learner)| of a micro-batch above which the run stops; none: 1e-3 in
-    float32, 0.1 in bfloat16."""
+    """Mean |log-prob(engine) - log-prob(learner)| of an iteration's first update above which the run stops;
+    none: 1e-3 in float32, 0.1 in bfloat16."""
     bucket_mib: int = 256
     """Size of a weight bucket in a push, in MiB."""
     arguments: list[str] = field(default_factory=list[str])

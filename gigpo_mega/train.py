@@ -38,7 +38,7 @@ def train(cfg: Config) -> None:
     """Run `cfg.steps` iterations; every rank of the launch calls this. Ctrl-C and SIGTERM save and stop."""
     model = _model_path(cfg)
     shape = ModelShape.from_hf(model)
-    shape.check_tensor(cfg.parallel.tensor)
+    shape.check_layout(cfg.parallel)
     layout = parallel.initialize(cfg.parallel, cfg.seed)
     training, held_out = shared(layout, lambda: load_tasks(cfg))  # the leader may generate them
     checkpoints = Checkpoints(cfg.output / "checkpoints", cfg.checkpoint)

@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from gigpo_mega.config import CheckpointConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.learner import random_state, torch_adam
+from gigpo_mega.learner.model import PolicyModel
 from gigpo_mega.learner.update import Learner
 
 from megatron.core import dist_checkpointing  # isort: skip  (learner.update has installed the CPU patches)
@@ -123,9 +124,9 @@ def _fresh(partial: Path, size: int) -> None:
 
 
 def _size(learner: Learner) -> int:
-    """Bytes of a checkpoint: a weight, an fp32 copy and two moments per parameter, over all tensor ranks."""
+    """Bytes of a checkpoint: a weight, an fp32 copy and two moments per parameter, over all shards."""
     shard = sum(p.numel() * (p.element_size() + 12) for p in learner.policy.parameters())
-    return shard * learner.layout.tensor
+    return shard * learner.layout.tensor * learner.layout.pipeline
 
 
 def _write(learner: Learner, partial: Path) -> None:
@@ -170,7 +171,8 @@ def _read(learner: Learner, path: Path, state: dict[str, Any]) -> None:
         torch_adam.prefill(learner.optimizer)
     sharded = _sharded(learner, loading=True)
     loaded = cast(dict[str, Any], dist_checkpointing.load(sharded, str(path / "learner")))
-    learner.policy.load_state_dict(loaded["model"])
+    for name, chunk in _chunks(learner):
+        chunk.load_state_dict(loaded[name])
     learner.optimizer.load_state_dict(loaded["optimizer"])
     if torch_adam.USED:
         torch_adam.restore_step_count(learner.optimizer, state["optimizer_steps"])
@@ -179,12 +181,17 @@ def _read(learner: Learner, path: Path, state: dict[str, Any]) -> None:
 
 
 def _sharded(learner: Learner, loading: bool) -> dict[str, Any]:
-    metadata = _SHARDING | {"dp_cp_group": learner.layout.data_group}
-    model = learner.policy.sharded_state_dict(metadata=metadata)
+    metadata = _SHARDING | {"dp_cp_group": learner.layout.replica_group}
+    model = {name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in _chunks(learner)}
     distributed = isinstance(torch_adam.parts(learner.optimizer)[0], DistributedOptimizer)
     options = {"metadata": metadata} if distributed else {}
     optimizer = learner.optimizer.sharded_state_dict(model, is_loading=loading, **options)
-    return {"model": model, "optimizer": optimizer}
+    return model | {"optimizer": optimizer}
+
+
+def _chunks(learner: Learner) -> list[tuple[str, PolicyModel]]:
+    """This rank's parts of the policy; what is inside goes by names that no layout changes."""
+    return [(f"model{i}", chunk) for i, chunk in enumerate(learner.policy)]
 
 
 def _sync(folder: Path) -> None:

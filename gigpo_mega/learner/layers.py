@@ -7,15 +7,21 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 from gigpo_mega.cpu import megatron as cpu_megatron
+from gigpo_mega.learner.context import Columns, Span
 
 cpu_megatron.install()
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region  # noqa: E402
 from megatron.core.transformer.attention import SelfAttentionSubmodules  # noqa: E402
 from megatron.core.transformer.spec_utils import ModuleSpec  # noqa: E402
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules  # noqa: E402
+from megatron.core.transformer.transformer_block import (  # noqa: E402
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules  # noqa: E402
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
@@ -44,29 +50,54 @@ class RMSNorm(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Causal grouped-query core attention on torch SDPA.
+    """Causal grouped-query core attention on torch SDPA, one sequence after the other.
 
-    query [s, b, heads, d], key and value [s, b, kv_heads, d] -> [s, b, heads * d]. Padding stands on the
-    right, where a causal mask already hides it, so no mask is ever built.
+    query [s, b, heads, d], key and value [s, b, kv_heads, d] -> [s, b, heads * d]. `packed_seq_params` says
+    which columns belong together; without it all s do. Under context parallelism s are this rank's columns,
+    whose keys and values are gathered from its group. Padding stands on the right of its sequence, where a
+    causal mask hides it.
     """
 
-    def __init__(self, *_: Any, softmax_scale: float | None = None, **__: Any) -> None:
+    def __init__(
+        self, *_: Any, softmax_scale: float | None = None, pg_collection: Any = None, **__: Any
+    ) -> None:
         super().__init__()
         self.scale = softmax_scale
+        self.context_group = pg_collection.cp
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: Any = None, **__: Any
+    ) -> Tensor:
+        columns: Columns = packed_seq_params or Columns(spans=(Span(0, 0, len(query)),))
+        if columns.order is not None:
+            both = torch.cat([key, value], dim=-1)
+            both = gather_from_sequence_parallel_region(both, group=self.context_group)[columns.order]
+            key, value = both.chunk(2, dim=-1)
+        done = 0
+        outputs: list[Tensor] = []
+        for span in columns.spans:
+            size = span.end - span.start
+            seen = slice(span.first, span.end)
+            outputs.append(self._attend(query[done : done + size], key[seen], value[seen]))
+            done += size
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The last query sees every key, the one before it one less, and so on."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        square = len(query) == len(key)
+        mask = None if square else causal_lower_right(len(query), len(key))
         out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=self.scale, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, mask, is_causal=square, scale=self.scale, enable_gqa=q.shape[1] != k.shape[1]
         )
-        return out.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)
+        return out.permute(2, 0, 1, 3).flatten(2)
 
     def sharded_state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:
         return {}
 
 
-def local_block(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """The transformer block of `config.num_layers` layers built from this module's norm and attention."""
+def local_block(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """This rank's layers of the (virtual) pipeline stage, built from this module's norm and attention."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
     parts = cast(TransformerLayerSubmodules, layer.submodules)
     attention = cast(SelfAttentionSubmodules, cast(ModuleSpec, parts.self_attention).submodules)
@@ -74,4 +105,5 @@ def local_block(config: TransformerConfig) -> TransformerBlockSubmodules:
     attention.core_attention = CausalAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
-    return TransformerBlockSubmodules([layer] * config.num_layers, layer_norm=ModuleSpec(RMSNorm))
+    layers = get_num_layers_to_build(config, vp_stage)
+    return TransformerBlockSubmodules([layer] * layers, layer_norm=ModuleSpec(RMSNorm))

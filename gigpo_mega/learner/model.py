@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from gigpo_mega.batching import Cost
 from gigpo_mega.config import ModelConfig, ParallelConfig
 from gigpo_mega.cpu import megatron as cpu_megatron
 from gigpo_mega.errors import UserError
@@ -19,7 +21,9 @@ from kernels.logprob import linear_logprob
 
 cpu_megatron.install()
 
+from megatron.core import parallel_state  # noqa: E402
 from megatron.core.models.gpt import GPTModel  # noqa: E402
+from megatron.core.packed_seq_params import PackedSeqParams  # noqa: E402
 from megatron.core.tensor_parallel import (  # noqa: E402
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -97,6 +101,16 @@ class ModelShape:
         """Vocabulary rows after padding to a multiple of the tensor-parallel size."""
         return -(-self.vocab // tensor) * tensor
 
+    @property
+    def cost(self) -> Cost:
+        """What a sequence costs, in multiply-adds of a forward pass."""
+        attention = self.heads * self.head_dim
+        qkv = self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim
+        linear = qkv + attention * self.hidden + 3 * self.hidden * self.ffn
+        return Cost(
+            token=self.layers * linear, pair=self.layers * attention, response=self.vocab * self.hidden
+        )
+
     def check_tensor(self, tensor: int) -> None:
         """Raise UserError where a tensor-parallel size does not divide this shape."""
         sizes = {"attention heads": self.heads, "key/value heads": self.kv_heads, "ffn": self.ffn}
@@ -106,6 +120,23 @@ class ModelShape:
                     f"parallel.tensor {tensor} does not divide the model's {size} {name}; "
                     f"choose a divisor of {size}"
                 )
+
+    def check_layout(self, parallel: ParallelConfig) -> None:
+        """Raise UserError where `parallel` does not divide this shape."""
+        self.check_tensor(parallel.tensor)
+        if self.layers % (parallel.pipeline * parallel.virtual_pipeline):
+            raise UserError(
+                f"parallel.pipeline {parallel.pipeline} x parallel.virtual_pipeline "
+                f"{parallel.virtual_pipeline} does not divide the model's {self.layers} layers; "
+                f"choose a divisor of {self.layers}"
+            )
+
+
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective"},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
 
 
 def transformer_config(shape: ModelShape, model: ModelConfig, parallel: ParallelConfig) -> TransformerConfig:
@@ -135,7 +166,16 @@ def transformer_config(shape: ModelShape, model: ModelConfig, parallel: Parallel
         pipeline_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=(
+            parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
+        ),
+        context_parallel_size=parallel.context,
         sequence_parallel=parallel.sequence_parallel,
+        variable_seq_lengths=parallel.pipeline > 1,
+        moe_token_dispatcher_type="alltoall",  # megatron's condition for variable lengths, experts or not
+        deallocate_pipeline_outputs=True,
+        **_RECOMPUTE[parallel.recompute],
         batch_p2p_comm=False,
         cuda_graph_scope=[],  # its default warns that it is deprecated
         # Our loss returns (sum, tokens): the denominator is the tokens of all ranks and micro-batches.
@@ -144,10 +184,31 @@ def transformer_config(shape: ModelShape, model: ModelConfig, parallel: Parallel
 
 
 class PolicyModel(GPTModel):
-    """A GPT that returns the log-probability and entropy of chosen tokens, never logits of all positions."""
+    """Layers of a GPT; with the last of them, the log-probability and entropy of chosen tokens.
+
+    Logits of all positions are never made.
+    """
 
     unpadded_vocab: int
     temperature: float
+
+    def _preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        packed_seq_params: PackedSeqParams | None = None,
+        **rest: Any,
+    ) -> tuple[Any, ...]:
+        """Embeddings (first stage), and rotary angles by `position_ids` [b, s], equal in every row.
+
+        megatron derives angles from column numbers and cuts packed sequences out one by one in each layer.
+        """
+        if packed_seq_params is not None and packed_seq_params.qkv_format == "thd":  # Transformer Engine's
+            return super()._preprocess(input_ids, position_ids, packed_seq_params=packed_seq_params, **rest)
+        embedded = self.embedding(input_ids, position_ids) if self.pre_process else None
+        frequencies = self.rotary_pos_emb.inv_freq.to(position_ids.device)
+        angles = torch.outer(position_ids[0].to(frequencies.dtype), frequencies)
+        return embedded, torch.cat([angles, angles], dim=-1)[:, None, None, :], None, None, None, None
 
     # megatron's forward passes every argument by name; of its seventeen we read three.
     def _postprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -156,8 +217,10 @@ class PolicyModel(GPTModel):
         """hidden [s, b, H] -> [2, n]: log-probability and entropy where loss_mask [b, s] is set, row-major.
 
         Without labels, the logits [b, s, V] of this rank's vocabulary shard (for comparison with other
-        stacks).
+        stacks). Before the last stage, `hidden` as it is.
         """
+        if not self.post_process:
+            return hidden_states
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         assert weight is not None, "this rank holds no output layer"
@@ -184,37 +247,63 @@ class PolicyModel(GPTModel):
         return torch.stack([logprob, entropy])
 
 
+class Policy(nn.ModuleList):
+    """What this rank holds of a policy: the chunks of its pipeline stage, one unless that is interleaved."""
+
+    def __iter__(self) -> Iterator[PolicyModel]:
+        return cast(Iterator[PolicyModel], super().__iter__())
+
+    @property
+    def config(self) -> TransformerConfig:
+        """megatron's configuration, one object for all chunks."""
+        return next(iter(self)).config
+
+
 def build_model(
     shape: ModelShape, model: ModelConfig, parallel: ParallelConfig, temperature: float = 1.0
-) -> PolicyModel:
+) -> Policy:
     """A policy of `shape`, split as `parallel` says, on this rank's device.
 
     `temperature` divides the logits of every log-probability, as it did when the engine sampled. Raises
-    UserError where the tensor-parallel size does not divide the shape.
+    UserError where the layout does not divide the shape.
     """
-    shape.check_tensor(parallel.tensor)
+    shape.check_layout(parallel)
     config = transformer_config(shape, model, parallel)
-    policy = PolicyModel(
-        config=config,
-        transformer_layer_spec=_block(config, model),
-        vocab_size=shape.padded_vocab(parallel.tensor),
-        max_sequence_length=shape.max_positions,
-        parallel_output=True,
-        share_embeddings_and_output_weights=shape.tied,
-        position_embedding_type="rope",
-        rotary_base=int(shape.rope_theta),
-    )
-    policy.unpadded_vocab = shape.vocab
-    policy.temperature = temperature
+
+    def chunk(stage: int | None) -> PolicyModel:
+        made = PolicyModel(
+            config=config,
+            transformer_layer_spec=_block(config, model, stage),
+            vocab_size=shape.padded_vocab(parallel.tensor),
+            max_sequence_length=shape.max_positions,
+            pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
+            post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
+            parallel_output=True,
+            share_embeddings_and_output_weights=shape.tied,
+            position_embedding_type="rope",
+            rotary_base=int(shape.rope_theta),
+            vp_stage=stage,
+        )
+        made.unpadded_vocab = shape.vocab
+        made.temperature = temperature
+        return made
+
+    chunks = range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]
+    policy = Policy(chunk(stage) for stage in chunks)
     return policy.to(torch.device("cuda")) if torch.cuda.is_available() else policy
 
 
-def _block(config: TransformerConfig, model: ModelConfig) -> Any:
-    if model.layers == "te" or (model.layers == "auto" and _has_transformer_engine()):
+def uses_transformer_engine(model: ModelConfig) -> bool:
+    """True where Transformer Engine's layers are used: if they are asked for, or there (auto)."""
+    return model.layers == "te" or (model.layers == "auto" and _has_transformer_engine())
+
+
+def _block(config: TransformerConfig, model: ModelConfig, vp_stage: int | None) -> Any:
+    if uses_transformer_engine(model):
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
         return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-    return local_block(config)
+    return local_block(config, vp_stage)
 
 
 def _has_transformer_engine() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
+from gigpo_mega.batching import Split
 from gigpo_mega.config import ParallelConfig
 from gigpo_mega.cpu import megatron as cpu_megatron
 from gigpo_mega.errors import UserError
@@ -33,14 +35,19 @@ for _message in (
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """This process's place in the grid world = data x tensor."""
+    """This process's place in the grid world = tensor x pipeline x context x data."""
 
     rank: int
     world: int
     tensor: int
     tensor_rank: int
+    pipeline: int
+    pipeline_rank: int
+    context: int
+    context_rank: int
     data: int
     data_rank: int
+    split: Split  # how rows become this rank's micro-batches
     device: torch.device
 
     @property
@@ -49,14 +56,34 @@ class Layout:
         return self.rank == 0
 
     @property
-    def data_group(self) -> dist.ProcessGroup:
-        """The ranks that hold the same shard of the policy."""
-        return cast(dist.ProcessGroup, parallel_state.get_data_parallel_group(with_context_parallel=True))
+    def last_stage(self) -> bool:
+        """True where the pipeline ends: here are log-probabilities and losses."""
+        return self.pipeline_rank == self.pipeline - 1
 
     @property
     def tensor_group(self) -> dist.ProcessGroup:
-        """The ranks that together hold one copy of the policy."""
+        """The ranks that share the layers of one pipeline stage."""
         return cast(dist.ProcessGroup, parallel_state.get_tensor_model_parallel_group())
+
+    @property
+    def pipeline_group(self) -> dist.ProcessGroup:
+        """The ranks that hold the stages of one pipeline, first to last."""
+        return cast(dist.ProcessGroup, parallel_state.get_pipeline_model_parallel_group())
+
+    @property
+    def context_group(self) -> dist.ProcessGroup:
+        """The ranks that share the sequences of one micro-batch."""
+        return cast(dist.ProcessGroup, parallel_state.get_context_parallel_group())
+
+    @property
+    def data_group(self) -> dist.ProcessGroup:
+        """The ranks that together see every row once."""
+        return cast(dist.ProcessGroup, parallel_state.get_data_parallel_group())
+
+    @property
+    def replica_group(self) -> dist.ProcessGroup:
+        """The ranks that hold the same shard of the policy: data x context."""
+        return cast(dist.ProcessGroup, parallel_state.get_data_parallel_group(with_context_parallel=True))
 
 
 def world_from_environment() -> tuple[int, int]:
@@ -66,11 +93,22 @@ def world_from_environment() -> tuple[int, int]:
 
 def check_layout(cfg: ParallelConfig, world: int) -> None:
     """Raise UserError where `cfg` does not multiply to `world` processes."""
-    if world % cfg.tensor:
+    sizes = {"tensor": cfg.tensor, "pipeline": cfg.pipeline, "context": cfg.context}
+    fixed = math.prod(sizes.values())
+    if world % fixed:
+        product = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        fields = " or ".join(f"parallel.{name}" for name, size in sizes.items() if size > 1)
         raise UserError(
-            f"parallel.tensor {cfg.tensor} x data = world size {world} has no whole solution for data: "
-            f"start a multiple of {cfg.tensor} processes or change parallel.tensor"
+            f"parallel: {product} x data = world size {world} has no whole solution for data: "
+            f"start a multiple of {fixed} processes or change {fields}"
         )
+
+
+def _split(cfg: ParallelConfig, ranks: int, rank: int) -> Split:
+    # A rank of a context-parallel group takes one chunk from the front of a sequence and one from its back.
+    sequence = 2 * cfg.context if cfg.context > 1 else 1
+    columns = sequence * (cfg.tensor if cfg.sequence_parallel else 1)
+    return Split(ranks, rank, sequence, columns, cfg.pipeline if cfg.virtual_pipeline > 1 else 1)
 
 
 def initialize(cfg: ParallelConfig, seed: int, timeout: timedelta = timedelta(minutes=30)) -> Layout:
@@ -90,15 +128,27 @@ def initialize(cfg: ParallelConfig, seed: int, timeout: timedelta = timedelta(mi
         else:
             dist.init_process_group(backend, timeout=timeout)
     if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(tensor_model_parallel_size=cfg.tensor)
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=cfg.tensor,
+            pipeline_model_parallel_size=cfg.pipeline,
+            virtual_pipeline_model_parallel_size=cfg.virtual_pipeline if cfg.virtual_pipeline > 1 else None,
+            context_parallel_size=cfg.context,
+        )
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    data = parallel_state.get_data_parallel_world_size()
+    data_rank = parallel_state.get_data_parallel_rank()
     return Layout(
         rank=rank,
         world=world,
         tensor=cfg.tensor,
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
-        data=parallel_state.get_data_parallel_world_size(with_context_parallel=True),
-        data_rank=parallel_state.get_data_parallel_rank(with_context_parallel=True),
+        pipeline=cfg.pipeline,
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        context=cfg.context,
+        context_rank=parallel_state.get_context_parallel_rank(),
+        data=data,
+        data_rank=data_rank,
+        split=_split(cfg, data, data_rank),
         device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
     )
 

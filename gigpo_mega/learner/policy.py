@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gigpo_mega.algorithms.objective import policy_loss
-from gigpo_mega.batching import MicroBatch, pack, updates
+from gigpo_mega.algorithms.objective import aggregation, policy_loss
+from gigpo_mega.batching import MicroBatch, updates
 from gigpo_mega.config import Config
 from gigpo_mega.errors import UserError
 from gigpo_mega.learner.update import Learner, Report, UpdateStats
 from gigpo_mega.types import Advantages, Float32, RowTable
 
 _METRICS = {
-    "policy_loss": "loss/policy",
     "reference_kl": "loss/kl",
     "entropy": "loss/entropy",
     "approx_kl": "loss/approx_kl",
@@ -45,20 +45,14 @@ def improve(
 
     Old and reference log-probabilities of all updates are scored before the first. `engine/logprob_gap_*`
     compares the engine's log-probabilities with the learner's in the first update, where the weights are
-    still those that the engine sampled with. Raises LogprobMismatch, before anything is updated, where a
-    micro-batch's mean gap exceeds `engine.max_logprob_gap`.
+    still those that the engine sampled with. Raises LogprobMismatch, before anything is updated, where its
+    mean exceeds `engine.max_logprob_gap`.
     """
-    layout = learner.layout
     chosen = np.arange(len(rows), dtype=np.int64)
     if cfg.batch.skip_zero and cfg.objective.kl_coef == 0 and cfg.objective.entropy_coef == 0:
         chosen = np.flatnonzero(advantages.total).astype(np.int64)
     rng = np.random.default_rng([cfg.seed, step])
-    multiple = cfg.parallel.tensor if cfg.parallel.sequence_parallel else 1
-    plan = [
-        pack(rows.steps, piece, cfg.batch.microbatch_tokens,
-             ranks=layout.data, rank=layout.data_rank, multiple=multiple)
-        for piece in updates(chosen, cfg.batch, rng)
-    ]  # fmt: skip
+    plan = [learner.pack(rows.steps, piece) for piece in updates(chosen, cfg.batch, rng)]
     engine = [[_behaviour(rows, batch) for batch in batches] for batches in plan]
     old = engine if cfg.objective.old_logprob == "engine" else [learner.score(batches) for batches in plan]
     reference: Sequence[list[Float32] | None] = [None] * len(plan)
@@ -68,8 +62,9 @@ def improve(
     for i, batches in enumerate(plan):
         sampled = engine[i] if i == 0 else None
         loss = _Surrogate(cfg, advantages.total, old[i], sampled, reference[i])
-        stats.append(learner.update(batches, loss))
+        stats.append(learner.update(batches, loss, partial(_check_gap, cfg)))
         on_update(i + 1, len(plan))
+    learner.synchronize()
     return _summary(stats) | {"update/rows": float(len(chosen))}
 
 
@@ -93,31 +88,37 @@ class _Surrogate:
         def column(values: Float32) -> Tensor:
             return torch.from_numpy(values).to(logprob.device)
 
+        objective = self.cfg.objective
+        horizon = self.cfg.rollout.max_response_tokens
+        weight, count = aggregation(objective.aggregation, batch.lengths, horizon)
         total, sums = policy_loss(
             logprob,
             column(self.old[index]),
             column(batch.spread(self.advantage)),
-            torch.ones_like(logprob),
-            self.cfg.objective,
+            column(weight),
+            objective,
             ref_logprob=column(self.reference[index]) if self.reference else None,
             entropy=entropy,
+            lengths=torch.from_numpy(batch.lengths).to(logprob.device),
         )
+        losses = {"loss/policy": sums.pop("policy_loss")}
         sums = {_METRICS[name]: value for name, value in sums.items()}
         if self.engine is None:
-            return total, Report(sums)
+            return total, Report(sums, losses=losses, count=count)
         gap = (logprob.detach() - column(self.engine[index])).abs()
-        self._check(float(gap.mean()))
         sums["engine/logprob_gap_mean"] = gap.sum()
-        return total, Report(sums, {"engine/logprob_gap_max": gap.max()})
+        return total, Report(sums, {"engine/logprob_gap_max": gap.max()}, losses, count)
 
-    def _check(self, gap: float) -> None:
-        limit = self.cfg.engine.max_logprob_gap or _LARGEST_GAP[self.cfg.model.dtype]
-        if not gap <= limit:
-            raise LogprobMismatch(
-                f"the engine's log-probs are {gap:.2g} from the learner's, more than "
-                f"engine.max_logprob_gap {limit}: its weights are not the learner's; "
-                "restart with --resume to push them anew"
-            )
+
+def _check_gap(cfg: Config, means: dict[str, float]) -> None:
+    gap = means.get("engine/logprob_gap_mean", 0.0)
+    limit = cfg.engine.max_logprob_gap or _LARGEST_GAP[cfg.model.dtype]
+    if not gap <= limit:
+        raise LogprobMismatch(
+            f"the engine's log-probs are {gap:.2g} from the learner's, more than "
+            f"engine.max_logprob_gap {limit}: its weights are not the learner's; "
+            "restart with --resume to push them anew"
+        )
 
 
 class Cloning:

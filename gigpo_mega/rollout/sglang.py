@@ -43,7 +43,8 @@ class SGLangEngine:
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=self._timeout),
-            connector=aiohttp.TCPConnector(limit=0),
+            # A kept connection may be closed by the server in the moment it is used again.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             read_bufsize=1 << 20,
         )
         return self

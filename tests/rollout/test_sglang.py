@@ -24,6 +24,7 @@ class FakeServer:
         self.delay = delay
         self.refuse = False
         self.cut = False
+        self.served: set[Any] = set()  # connections; one that is used again is reset
         self.answer: dict[str, Any] = {}  # replaces parts of every answer
         self.meta: dict[str, Any] = {
             "weight_version": "3",
@@ -33,6 +34,10 @@ class FakeServer:
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
+        assert request.transport is not None
+        if request.transport in self.served:
+            request.transport.abort()
+        self.served.add(request.transport)
         self.batches.append(body["input_ids"])
         if self.refuse:
             return web.json_response({"error": "too long"}, status=400)
@@ -83,6 +88,16 @@ def test_requests_made_together_are_one_post() -> None:
     assert [len(batch) for batch in server.batches] == [64]
     assert [c.response_ids.tolist() for c in completions] == [[token + 1] for token in range(64)]
     assert {c.version for c in completions} == {3}
+
+
+def test_no_request_relies_on_a_connection_staying_open() -> None:
+    server = FakeServer()
+
+    async def conversation(engine: SGLangEngine) -> list[int]:
+        return [len((await engine.generate([token], Sampling())).response_ids) for token in range(5)]
+
+    assert talk(server, conversation) == [1] * 5
+    assert len(server.served) == 5
 
 
 def test_a_quick_answer_does_not_wait_for_a_slow_one_of_its_batch() -> None:

@@ -6,7 +6,6 @@ the same bits on every run. Coefficients are arguments at run time: a schedule r
 
 from __future__ import annotations
 
-import math
 from itertools import product
 from typing import Any
 
@@ -128,7 +127,7 @@ def policy_loss(
     block: int = _BLOCK,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """What `kernels.policy_loss.policy_loss` documents, in float32; a program takes `block` tokens."""
-    bound = math.inf if dual_clip is None else dual_clip
+    bound = torch.finfo(torch.float32).max if dual_clip is None else dual_clip
     limit = MAX_LOG_RATIO if row_log_ratio is None else MAX_ROW_LOG_RATIO
     coefficients = (1.0 - clip_low, 1.0 + clip_high, bound, kl_coef, entropy_coef, limit)
     others = (old_logprob, advantage, weight, ref_logprob, row_log_ratio)

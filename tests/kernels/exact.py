@@ -39,3 +39,43 @@ def inputs(
     target[0], target[-1] = 0, vocab - 1
     d_logprob, d_entropy = torch.randn(2, tokens, generator=generator)
     return hidden, weight, target, d_logprob, d_entropy
+
+
+def policy_loss(
+    columns: dict[str, Tensor], *, clip_low: float, clip_high: float, dual_clip: float | None = None,
+    kl_coef: float = 0.0, kl_estimator: str = "k3", entropy_coef: float = 0.0,
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
+    """(loss, metrics, gradients of logprob and entropy) in float64, from the definition by cases."""
+    shown = columns["weight"] > 0
+    c = {name: column.detach().double()[shown].requires_grad_() for name, column in columns.items()}
+    weight, advantage = c["weight"], c["advantage"]
+    difference = c["logprob"] - c["old_logprob"]
+    log_ratio = difference.clamp(-20, 20)
+    if "row_log_ratio" in c:
+        log_ratio = (c["logprob"] - c["logprob"].detach() + c["row_log_ratio"]).clamp(-20, 10)
+    ratio, low, high = log_ratio.exp(), 1 - clip_low, 1 + clip_high
+    bound = torch.inf if dual_clip is None else dual_clip
+    rising = -advantage * ratio.clamp(max=high)
+    falling = -advantage * ratio.clamp(min=low).clamp(max=bound)
+    surrogate = torch.where(advantage >= 0, rising, falling)
+    clipped = (advantage > 0) & (ratio > high) | (advantage < 0) & (ratio < low)
+    loss = (weight * surrogate).sum()
+    metrics = {
+        "policy_loss": loss,
+        "clip_fraction": clipped.sum(),
+        "dual_clip_fraction": ((advantage < 0) & (ratio > bound)).sum(),
+        "approx_kl": -difference.sum(),
+    }
+    if "ref_logprob" in c:
+        d = c["ref_logprob"] - c["logprob"]
+        kl = {"k1": -d, "abs": d.abs(), "k2": d * d / 2, "k3": (d.exp() - d - 1).clamp(max=10)}[kl_estimator]
+        loss = loss + kl_coef * (weight * kl).sum()
+        metrics["reference_kl"] = kl.sum()
+    if "entropy" in c:
+        loss = loss - entropy_coef * (weight * c["entropy"]).sum()
+        metrics["entropy"] = c["entropy"].sum()
+    slopes: dict[str, Tensor] = {}
+    for name in columns.keys() & {"logprob", "entropy"}:
+        [slope] = torch.autograd.grad(loss, c[name], retain_graph=True)
+        slopes[name] = torch.zeros_like(shown, dtype=torch.float64).masked_scatter(shown, slope)
+    return loss.detach(), {name: value.detach() for name, value in metrics.items()}, slopes

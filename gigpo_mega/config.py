@@ -296,6 +296,15 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class KernelConfig:
+    """How the learner computes what it needs of every token."""
+
+    backend: Literal["auto", "triton", "chunked", "reference"] = "auto"
+    """Log-probabilities of the head: `triton` fuses product and softmax (bfloat16 on CUDA), `chunked` takes
+    blocks with library products, `reference` keeps all logits; `auto` is the first of these that can run."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class CheckpointConfig:
     """What is kept, and when."""
 
@@ -383,6 +392,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    kernels: KernelConfig = field(default_factory=KernelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     coldstart: ColdstartConfig = field(default_factory=ColdstartConfig)

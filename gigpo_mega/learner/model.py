@@ -17,7 +17,7 @@ from gigpo_mega.config import ModelConfig, ParallelConfig
 from gigpo_mega.cpu import megatron as cpu_megatron
 from gigpo_mega.errors import UserError
 from gigpo_mega.learner.layers import local_block
-from kernels.logprob import linear_logprob
+from kernels.logprob import Backend, linear_logprob
 
 cpu_megatron.install()
 
@@ -191,6 +191,7 @@ class PolicyModel(GPTModel):
 
     unpadded_vocab: int
     temperature: float
+    backend: Backend  # of its log-probabilities
 
     def _preprocess(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -243,6 +244,7 @@ class PolicyModel(GPTModel):
             vocab_start=tensor_group.rank() * weight.shape[0],
             vocab_size=self.unpadded_vocab,
             group=tensor_group if tensor_group.size() > 1 else None,
+            backend=self.backend,
         )
         return torch.stack([logprob, entropy])
 
@@ -260,12 +262,16 @@ class Policy(nn.ModuleList):
 
 
 def build_model(
-    shape: ModelShape, model: ModelConfig, parallel: ParallelConfig, temperature: float = 1.0
+    shape: ModelShape,
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    temperature: float = 1.0,
+    backend: Backend = "auto",
 ) -> Policy:
     """A policy of `shape`, split as `parallel` says, on this rank's device.
 
-    `temperature` divides the logits of every log-probability, as it did when the engine sampled. Raises
-    UserError where the layout does not divide the shape.
+    `temperature` divides the logits of every log-probability, as it did when the engine sampled, and
+    `backend` computes them. Raises UserError where the layout does not divide the shape.
     """
     shape.check_layout(parallel)
     config = transformer_config(shape, model, parallel)
@@ -286,6 +292,7 @@ def build_model(
         )
         made.unpadded_vocab = shape.vocab
         made.temperature = temperature
+        made.backend = backend
         return made
 
     chunks = range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]

@@ -86,7 +86,7 @@ class Learner:
 
     def _build(self) -> Policy:
         cfg = self._cfg
-        return build_model(self.shape, cfg.model, cfg.parallel, cfg.rollout.temperature)
+        return build_model(self.shape, cfg.model, cfg.parallel, cfg.rollout.temperature, cfg.kernels.backend)
 
     def refresh(self) -> None:
         """Tell the optimizer that the policy's parameters were replaced (its fp32 copies are renewed)."""

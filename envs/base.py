@@ -80,7 +80,7 @@ class EnvironmentKind:
 
     environment: Callable[..., Environment]
     tasks: Callable[..., TaskSource]
-    demonstrate: Callable[..., Demonstration] | None = None  # the expert: (task, *, seed, detour, max_steps)
+    demonstrate: Callable[..., Demonstration] | None = None  # the expert, see `demonstrate` of envs.alfworld
     dialogues: Mapping[str, Dialogue] = field(default_factory=dict)  # its own, beside the generic ones
     columns: Mapping[str, str] = field(default_factory=dict)  # Task.kind -> its column in the paper's tables
 

@@ -71,7 +71,11 @@ def demonstrate(cfg: Config) -> tuple[Demonstration, ...]:
         for i, task in enumerate(TaskStream(training, cfg.seed).draw(0, games)):
             played.append(
                 expert(
-                    task, seed=cfg.seed + i, detour=cfg.coldstart.detour, max_steps=cfg.environment.max_steps
+                    task,
+                    seed=cfg.seed + i,
+                    detour=cfg.coldstart.detour,
+                    max_steps=cfg.environment.max_steps,
+                    options=cfg.environment.options,
                 )
             )
             bar.advance()

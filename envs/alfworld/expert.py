@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
+from types import MappingProxyType
+from typing import Any
 
 from envs.alfworld.engine import Game, Play
 from envs.alfworld.environment import AlfworldEnvironment
@@ -168,10 +170,18 @@ class Expert:
 
 
 def demonstrate(
-    task: Task, seed: int, detour: float = 0.0, max_steps: int = 50, explore: bool = True
+    task: Task,
+    seed: int,
+    detour: float = 0.0,
+    max_steps: int = 50,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    explore: bool = True,
 ) -> Demonstration:
-    """One expert episode: the observation before each command with that command, and whether it succeeded."""
-    environment = AlfworldEnvironment(max_steps=max_steps)
+    """One expert episode: the observation before each command with that command, and whether it succeeded.
+
+    The environment is made with `options`, but for its `max_steps`.
+    """
+    environment = AlfworldEnvironment(**{**options, "max_steps": max_steps})
     observation = environment.reset(task)
     expert = Expert(environment.play, Random(f"{seed}/{task.id}"), detour, explore)
     turns: list[tuple[Observation, str]] = []

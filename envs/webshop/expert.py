@@ -1,0 +1,115 @@
+"""A scripted shopper: searches for what was asked, opens a product that fits, chooses its options, buys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from random import Random
+from types import MappingProxyType
+from typing import Any
+
+from envs.base import Demonstration, Observation, Task
+from envs.webshop import pages
+from envs.webshop.catalogue import Product
+from envs.webshop.environment import WebShopEnvironment
+from envs.webshop.reward import colour, same, score, wanted
+from envs.webshop.session import Session
+
+LAST_PAGE = 5  # fifty results, ten a page
+
+
+class Shopper:
+    """Plays one visit.
+
+    It asks for the kind of product and its attributes, as the instruction names them, and knows of every
+    listed product whether buying it would be worth 1: it opens the first such one, turning pages, and
+    searches for the goal's own title where there is none. At every step, with probability `detour`, it does
+    something else that is possible, but never buys.
+    """
+
+    def __init__(self, session: Session, rng: Random, detour: float = 0.0) -> None:
+        self.session, self.rng, self.detour = session, rng, detour
+        goal = session.goal
+        self._query = " ".join([goal.query, *goal.attributes]).lower()
+        self._turned = 0
+
+    def action(self) -> str:
+        """The next action; the shopper assumes that it is taken."""
+        if self.detour > 0 and self.rng.random() < self.detour:
+            return self._detour()
+        page, product = self.session.page, self.session.product
+        if page.search_bar:
+            return self._search()
+        if product is None:
+            return self._pick()
+        purchase = self._purchase(product)
+        if pages.BUY not in page.clickables or purchase is None:
+            return f"click[{pages.PREVIOUS}]"
+        chosen = self.session.options
+        missing = [value for name, value in purchase.items() if chosen.get(name) != value]
+        return f"click[{missing[0] if missing else pages.BUY}]"
+
+    def _search(self) -> str:
+        self._turned = 0
+        return f"search[{self._query}]"
+
+    def _pick(self) -> str:
+        """Opens the first listed product that fits, or looks further."""
+        by_asin = {asin.lower(): product for asin, product in self.session.shop.by_asin.items()}
+        for text in self.session.page.clickables:
+            if text in by_asin and self._purchase(by_asin[text]) is not None:
+                return f"click[{text}]"
+        self._turned += 1
+        if self._turned < LAST_PAGE:
+            return f"click[{pages.NEXT}]"
+        self._query = self.session.goal.name.lower()
+        return f"click[{pages.BACK}]"
+
+    def _purchase(self, product: Product) -> dict[str, str] | None:
+        """The options to choose, name -> value, so that buying `product` is worth 1; None where none are."""
+        goal, chosen = self.session.goal, dict[str, str]()
+        for option in goal.options:
+            name, value = option if isinstance(option, tuple) else ("", option)
+            fitting = [
+                (own == name, offer == value, own, offer)
+                for own, offers in product.options.items() if own not in chosen
+                for offer in offers if same(colour(offer), wanted(option))
+            ]  # fmt: skip
+            if fitting:
+                *_, own, offer = max(fitting)
+                chosen[own] = offer
+        worth = score(product, goal, product.price, chosen, self.session.shop.nouns).reward
+        return chosen if worth == 1.0 else None
+
+    def _detour(self) -> str:
+        page = self.session.page
+        idle = [text for text in page.clickables if text not in (pages.BUY, pages.SEARCH)]
+        if page.search_bar or not idle:
+            self._turned = 0
+            return f"search[{self.rng.choice(self._query.split())}]"
+        choice = self.rng.choice(idle)
+        self._turned += choice == pages.NEXT
+        return f"click[{choice}]"
+
+
+def demonstrate(
+    task: Task,
+    seed: int,
+    detour: float = 0.0,
+    max_steps: int = 15,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> Demonstration:
+    """One episode of the shopper: the observation before each action with that action, and whether it won.
+
+    The environment is made with `options`, but for its `max_steps`.
+    """
+    environment = WebShopEnvironment(**{**options, "max_steps": max_steps})
+    observation = environment.reset(task)
+    shopper = Shopper(environment.session, Random(f"{seed}/{task.id}"), detour)
+    turns: list[tuple[Observation, str]] = []
+    while True:
+        action = shopper.action()
+        turns.append((observation, action))
+        transition = environment.step(action)
+        observation = transition.observation
+        if transition.done:
+            return Demonstration(tuple(turns), transition.success)

@@ -2,36 +2,133 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.nn import Parameter
 
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner.model import ModelShape, PolicyModel
+from gigpo_mega.learner.model import ModelShape, Policy
 from gigpo_mega.learner.parallel import Layout
-from gigpo_mega.weights.names import entry
+from gigpo_mega.weights.huggingface import HFReader, HFWriter, copy_side_files
+from gigpo_mega.weights.names import Entry, entries, entry
+from gigpo_mega.weights.publish import published
+from gigpo_mega.weights.sharded import FOLDER, ShardedReader
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
-                    "merges.txt", "generation_config.json", "chat_template.jinja")  # fmt: skip
+from megatron.core import dist_checkpointing  # isort: skip  (learner has installed the CPU patches)
+from megatron.core.transformer.transformer_layer import TransformerLayer  # isort: skip
+
+_EXTRA = "_extra_state"
 
 
-def export(policy: PolicyModel, shape: ModelShape, layout: Layout) -> Iterator[tuple[str, Tensor]]:
+def export(policy: Policy, shape: ModelShape, layout: Layout) -> Iterator[tuple[str, Tensor]]:
     """Yield (Hugging Face name, whole tensor), one megatron parameter at a time, on every rank.
 
-    All ranks of a tensor-parallel group must iterate together; memory stays at one parameter.
+    All ranks of a copy of the policy (tensor x pipeline) must iterate together; memory stays at one
+    parameter.
     """
-    for name, parameter in policy.named_parameters():
-        place = entry(name)
-        shards = _gather(parameter.detach(), layout)
+    held = {place.name: parameter.detach() for place, parameter in _parameters(policy, shape)}
+    pipeline = _Pipeline(held, layout.pipeline_group)
+    for place in entries(shape):
+        shards = _gather(pipeline.shard(place, layout.tensor), layout)
         yield from zip(place.hf, place.layout.separate(place.layout.join(shards), shape), strict=True)
+
+
+def load(policy: Policy, shape: ModelShape, layout: Layout, directory: Path) -> None:
+    """Copy this rank's part of the weights in `directory` into `policy`.
+
+    `directory` is a Hugging Face directory, or a checkpoint that `tools/convert.py import` wrote for any
+    layout. Raises UserError where it is damaged or of another shape.
+    """
+    if (directory / FOLDER).is_dir():
+        _load_checkpoint(policy, shape, layout, directory)
+        return
+    reader = HFReader(directory)
+    reader.check(shape)
+    with torch.no_grad():
+        for place, parameter in _parameters(policy, shape):
+            whole = place.layout.merge([reader.tensor(name) for name in place.hf], shape)
+            parameter.copy_(place.layout.split(whole, layout.tensor)[layout.tensor_rank])
+
+
+def save(policy: Policy, shape: ModelShape, layout: Layout, source: Path, directory: Path) -> None:
+    """Write the policy as a Hugging Face directory, with config and tokenizer copied from `source`.
+
+    The directory appears whole or not at all.
+    """
+    weights = export(policy, shape, layout)
+    if layout.leader:
+        with published(directory, replace=True) as partial:
+            writer = HFWriter(partial)
+            for name, tensor in weights:
+                writer.add(name, tensor)
+            writer.close()
+            copy_side_files(source, partial, writer.dtype)
+    else:
+        for _ in weights:
+            pass
+    dist.barrier()
+
+
+def _parameters(policy: Policy, shape: ModelShape) -> Iterator[tuple[Entry, Parameter]]:
+    """This rank's parameters, with the layers numbered through the whole policy."""
+    for stage in policy:
+        layers = stage.decoder.layers
+        for name, parameter in stage.named_parameters():
+            head, _, rest = name.partition("decoder.layers.")
+            if not head:
+                local, _, inner = rest.partition(".")
+                number = cast(TransformerLayer, layers[int(local)]).layer_number - 1
+                name = f"decoder.layers.{number}.{inner}"
+            if name == "output_layer.weight" and shape.tied:
+                name = "embedding.word_embeddings.weight"  # the last pipeline stage's copy
+            yield entry(name, shape), parameter
+
+
+def _load_checkpoint(policy: Policy, shape: ModelShape, layout: Layout, directory: Path) -> None:
+    ShardedReader(directory).check(shape)
+    metadata = {"dp_cp_group": layout.replica_group}
+    stages = {str(i): stage for i, stage in enumerate(policy)}
+    # Extra states are empty but for Transformer Engine's FP8 scales, which belong to no weight.
+    wanted = {
+        i: {name: part for name, part in stage.sharded_state_dict(metadata=metadata).items()
+            if not name.endswith(_EXTRA)}
+        for i, stage in stages.items()
+    }  # fmt: skip
+    try:
+        loaded = cast(dict[str, Any], dist_checkpointing.load(wanted, str(directory / FOLDER)))
+    except (Exception, CheckpointException) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"model.path: cannot read {directory}: {reason}") from error
+    for i, stage in stages.items():
+        missing = stage.load_state_dict(loaded[i], strict=False).missing_keys
+        assert all(name.endswith(_EXTRA) for name in missing), f"not in the checkpoint: {missing}"
+
+
+class _Pipeline:
+    """The parameters of all pipeline stages; each comes from the first stage that holds it."""
+
+    def __init__(self, held: dict[str, Tensor], group: dist.ProcessGroup) -> None:
+        self._held, self._group = held, group
+        names: list[list[str]] = [[] for _ in range(self._group.size())]
+        dist.all_gather_object(names, list(held), group=self._group)
+        self._owner = {name: rank for rank in reversed(range(len(names))) for name in names[rank]}
+
+    def shard(self, place: Entry, ranks: int) -> Tensor:
+        """This tensor-parallel rank's part of a parameter, on every stage."""
+        owner = self._owner[place.name]
+        if owner == self._group.rank():
+            shard = self._held[place.name].contiguous()
+        else:
+            shard = next(iter(self._held.values())).new_empty(place.shard(ranks))
+        if self._group.size() > 1:
+            dist.broadcast(shard, group=self._group, group_src=owner)
+        return shard
 
 
 def _gather(shard: Tensor, layout: Layout) -> list[Tensor]:
@@ -40,78 +137,3 @@ def _gather(shard: Tensor, layout: Layout) -> list[Tensor]:
     shards = [torch.empty_like(shard) for _ in range(layout.tensor)]
     dist.all_gather(shards, shard.contiguous(), group=layout.tensor_group)
     return shards
-
-
-def load(policy: PolicyModel, shape: ModelShape, layout: Layout, directory: Path) -> None:
-    """Copy this rank's shards of the safetensors in a Hugging Face `directory` into `policy`.
-
-    Raises UserError where a tensor is missing, unreadable or of another shape.
-    """
-    with torch.no_grad(), _Reader(directory) as reader:
-        for name, parameter in policy.named_parameters():
-            place = entry(name)
-            whole = place.layout.merge([reader.tensor(n) for n in place.hf], shape)
-            shard = place.layout.split(whole, layout.tensor)[layout.tensor_rank]
-            if shard.shape != parameter.shape:
-                raise UserError(
-                    f"model.path: {directory} holds {' + '.join(place.hf)} of shape {list(whole.shape)}; its "
-                    f"config.json asks for {list(parameter.shape)} at parallel.tensor {layout.tensor}"
-                )
-            parameter.copy_(shard)
-
-
-def save(policy: PolicyModel, shape: ModelShape, layout: Layout, source: Path, directory: Path) -> None:
-    """Write the policy as a Hugging Face directory, with config and tokenizer copied from `source`.
-
-    The directory appears whole or not at all.
-    """
-    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in export(policy, shape, layout)}
-    if layout.leader:
-        partial = directory.with_name(directory.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        for name in _TOKENIZER_FILES:
-            if (source / name).exists():
-                shutil.copy(source / name, partial / name)
-        config = json.loads((source / "config.json").read_text())
-        config.pop("torch_dtype", None)  # the older spelling of dtype
-        config["dtype"] = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-        (partial / "config.json").write_text(json.dumps(config, indent=2))
-        if directory.exists():
-            shutil.rmtree(directory)
-        os.replace(partial, directory)
-    dist.barrier()
-
-
-class _Reader:
-    """Tensors of a Hugging Face directory by name, from one file or from an indexed set."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        index = directory / "model.safetensors.index.json"
-        single = directory / "model.safetensors"
-        try:
-            if index.exists():
-                files: dict[str, str] = json.loads(index.read_text())["weight_map"]
-                self._open = {f: safe_open(directory / f, "pt") for f in set(files.values())}
-                self._where = files
-            else:
-                handle = safe_open(single, "pt")
-                self._open = {single.name: handle}
-                self._where = dict.fromkeys(handle.keys(), single.name)
-        except (FileNotFoundError, SafetensorError, ValueError, KeyError) as error:
-            raise UserError(f"model.path: cannot read the weights in {directory}: {error}") from None
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.clear()
-
-    def tensor(self, name: str) -> Tensor:
-        if name not in self._where:
-            raise UserError(
-                f"model.path: {self._directory} has no tensor {name}; is it a complete checkpoint?"
-            )
-        return self._open[self._where[name]].get_tensor(name)

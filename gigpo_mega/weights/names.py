@@ -1,12 +1,15 @@
 """megatron-core parameter names <-> Hugging Face names, and how each tensor is laid out and split.
 
-Pure: strings and shapes in, strings and tensors out. Dense Qwen2 and Llama policies share one table.
+Pure: strings and shapes in, strings and tensors out. One table per family, which conversion, start-up and
+weight pushes share. The megatron names are those of checkpoints: where the `local` specification has a norm
+of its own, they say where Transformer Engine keeps it, fused into the linear layer after it.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,20 +20,111 @@ from gigpo_mega.learner.model import ModelShape
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How one megatron tensor is made of Hugging Face tensors, and along what it is split."""
+    """How one megatron tensor is made of Hugging Face tensors, and along what it is split.
+
+    `blocks` consecutive parts of `axis` are split each by itself; None: every rank holds the whole.
+    """
 
     merge: Callable[[list[Tensor], ModelShape], Tensor]  # whole HF tensors -> whole megatron tensor
     separate: Callable[[Tensor, ModelShape], list[Tensor]]  # the inverse
-    split: Callable[[Tensor, int], list[Tensor]]  # whole megatron tensor -> tensor-parallel shards
-    join: Callable[[list[Tensor]], Tensor]  # the inverse
+    axis: int | None
+    blocks: int = 1
+    padded: bool = False  # with zeros along the axis, to a multiple of the ranks
+
+    def split(self, whole: Tensor, ranks: int) -> list[Tensor]:
+        """One shard for each tensor-parallel rank."""
+        if self.axis is None:
+            return [whole] * ranks
+        if self.padded:
+            missing = -whole.shape[0] % ranks
+            whole = torch.cat([whole, whole.new_zeros(missing, *whole.shape[1:])]) if missing else whole
+        blocks = [block.chunk(ranks, self.axis) for block in whole.chunk(self.blocks, self.axis)]
+        return [torch.cat(shard, self.axis) for shard in zip(*blocks, strict=True)]
+
+    def join(self, shards: list[Tensor]) -> Tensor:
+        """The inverse of `split`, padding included."""
+        if self.axis is None:
+            return shards[0]
+        blocks = zip(*(shard.chunk(self.blocks, self.axis) for shard in shards), strict=True)
+        return torch.cat([part for block in blocks for part in block], self.axis)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One megatron parameter: its Hugging Face names and its layout."""
+    """One megatron parameter: the Hugging Face tensors that it is made of, and its layout."""
 
-    hf: tuple[str, ...]
+    name: str
+    hf: dict[str, tuple[int, ...]]  # name -> shape, in the order of `merge`
     layout: Layout
+
+    @property
+    def layer(self) -> int | None:
+        """The transformer layer it belongs to."""
+        match = _IN_LAYER.fullmatch(self.name)
+        return int(match[1]) if match else None
+
+    @property
+    def key(self) -> str:
+        """Its name in a megatron checkpoint, where the layers of a kind are one tensor [layers, ...]."""
+        return _IN_LAYER.sub(r"decoder.layers.\2", self.name)
+
+    def whole(self, ranks: int) -> tuple[int, ...]:
+        """The shape of the whole megatron tensor as `ranks` tensor-parallel ranks hold it together."""
+        shapes = list(self.hf.values())
+        rows = sum(shape[0] for shape in shapes)
+        return (math.ceil(rows / ranks) * ranks if self.layout.padded else rows, *shapes[0][1:])
+
+    def shard(self, ranks: int) -> tuple[int, ...]:
+        """The shape of one rank's part."""
+        axis = self.layout.axis
+        return tuple(n // ranks if i == axis else n for i, n in enumerate(self.whole(ranks)))
+
+    def offsets(self, ranks: int, rank: int) -> list[tuple[int, ...]]:
+        """Where in the whole tensor the blocks of `rank`'s part begin."""
+        axis, whole = self.layout.axis, self.whole(ranks)
+        if axis is None:
+            return [(0,) * len(whole)]
+        size = whole[axis] // self.layout.blocks
+        starts = (block * size + rank * size // ranks for block in range(self.layout.blocks))
+        return [tuple(start if i == axis else 0 for i in range(len(whole))) for start in starts]
+
+
+def entries(shape: ModelShape) -> Iterator[Entry]:
+    """Every parameter of a policy of `shape`, in the order of its forward pass."""
+    yield entry("embedding.word_embeddings.weight", shape)
+    for layer in range(shape.layers):
+        for name in _TABLES[shape.family]:
+            yield entry(f"decoder.layers.{layer}.{name}", shape)
+    yield entry("decoder.final_layernorm.weight", shape)
+    if not shape.tied:
+        yield entry("output_layer.weight", shape)
+
+
+def entry(name: str, shape: ModelShape) -> Entry:
+    """The entry of a megatron parameter name, in the spelling of either layer specification.
+
+    Raises KeyError for a name that no policy of this family has.
+    """
+    match = _IN_LAYER.fullmatch(name)
+    if match is None:
+        layout, hf = _MODEL[name]
+        return Entry(name, _shapes(hf, shape), layout)
+    local = _LOCAL.get(match[2], match[2])
+    layout, hf = _TABLES[shape.family][local]
+    named = {f"model.layers.{match[1]}.{n}": dims for n, dims in _shapes(hf, shape).items()}
+    return Entry(f"decoder.layers.{match[1]}.{local}", named, layout)
+
+
+def _shapes(hf: dict[str, str], shape: ModelShape) -> dict[str, tuple[int, ...]]:
+    sizes = {
+        "vocab": shape.vocab,
+        "hidden": shape.hidden,
+        "ffn": shape.ffn,
+        "head": shape.head_dim,
+        "q": shape.heads * shape.head_dim,
+        "kv": shape.kv_heads * shape.head_dim,
+    }
+    return {name: tuple(sizes[dim] for dim in dims.split()) for name, dims in hf.items()}
 
 
 def _only(tensors: list[Tensor], _: ModelShape) -> Tensor:
@@ -57,54 +151,49 @@ def _trim_vocab(tensor: Tensor, shape: ModelShape) -> list[Tensor]:
     return [tensor[: shape.vocab]]
 
 
-def _split_vocab(tensor: Tensor, parts: int) -> list[Tensor]:
-    missing = -tensor.shape[0] % parts
-    return list(torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]).chunk(parts))
+_REPLICATED = Layout(_only, _alone, axis=None)
+_ROW = Layout(_only, _alone, axis=1)
+_VOCAB = Layout(_only, _trim_vocab, axis=0, padded=True)
+_QKV = Layout(_merge_qkv, _separate_qkv, axis=0)
+_GATE_UP = Layout(lambda t, _: torch.cat(t), lambda t, _: list(t.chunk(2)), axis=0, blocks=2)
 
+Table = dict[str, tuple[Layout, dict[str, str]]]  # megatron name -> layout, Hugging Face names and dimensions
 
-def _split_pair(tensor: Tensor, parts: int) -> list[Tensor]:
-    """[gate; up] -> per rank [gate shard; up shard]."""
-    gate, up = tensor.chunk(2)
-    return [torch.cat(pair) for pair in zip(gate.chunk(parts), up.chunk(parts), strict=True)]
-
-
-def _join_pair(shards: list[Tensor]) -> Tensor:
-    pairs = [s.chunk(2) for s in shards]
-    return torch.cat([p[0] for p in pairs] + [p[1] for p in pairs])
-
-
-_REPLICATED = Layout(_only, _alone, lambda t, n: [t] * n, lambda s: s[0])
-_ROW = Layout(_only, _alone, lambda t, n: list(t.chunk(n, dim=1)), lambda s: torch.cat(s, dim=1))
-_VOCAB = Layout(_only, _trim_vocab, _split_vocab, torch.cat)
-_QKV = Layout(_merge_qkv, _separate_qkv, lambda t, n: list(t.chunk(n)), torch.cat)
-_GATE_UP = Layout(lambda t, _: torch.cat(t), lambda t, _: list(t.chunk(2)), _split_pair, _join_pair)
-
-_ATTENTION, _MLP = "self_attn.{}_proj", "mlp.{}_proj"
-_QKV_NAMES = tuple(_ATTENTION.format(x) for x in "qkv")
-
-_LAYER: dict[str, tuple[tuple[str, ...], Layout]] = {
-    "input_layernorm.weight": (("input_layernorm.weight",), _REPLICATED),
-    "self_attention.linear_qkv.layer_norm_weight": (("input_layernorm.weight",), _REPLICATED),
-    "self_attention.linear_qkv.weight": (tuple(f"{n}.weight" for n in _QKV_NAMES), _QKV),
-    "self_attention.linear_qkv.bias": (tuple(f"{n}.bias" for n in _QKV_NAMES), _QKV),
-    "self_attention.linear_proj.weight": (("self_attn.o_proj.weight",), _ROW),
-    "pre_mlp_layernorm.weight": (("post_attention_layernorm.weight",), _REPLICATED),
-    "mlp.linear_fc1.layer_norm_weight": (("post_attention_layernorm.weight",), _REPLICATED),
-    "mlp.linear_fc1.weight": (tuple(_MLP.format(x) + ".weight" for x in ("gate", "up")), _GATE_UP),
-    "mlp.linear_fc2.weight": (("mlp.down_proj.weight",), _ROW),
+_MODEL: Table = {
+    "embedding.word_embeddings.weight": (_VOCAB, {"model.embed_tokens.weight": "vocab hidden"}),
+    "decoder.final_layernorm.weight": (_REPLICATED, {"model.norm.weight": "hidden"}),
+    "output_layer.weight": (_VOCAB, {"lm_head.weight": "vocab hidden"}),
 }
-_MODEL: dict[str, tuple[tuple[str, ...], Layout]] = {
-    "embedding.word_embeddings.weight": (("model.embed_tokens.weight",), _VOCAB),
-    "decoder.final_layernorm.weight": (("model.norm.weight",), _REPLICATED),
-    "output_layer.weight": (("lm_head.weight",), _VOCAB),
+_LLAMA: Table = {
+    "self_attention.linear_qkv.layer_norm_weight": (_REPLICATED, {"input_layernorm.weight": "hidden"}),
+    "self_attention.linear_qkv.weight": (_QKV, {
+        "self_attn.q_proj.weight": "q hidden",
+        "self_attn.k_proj.weight": "kv hidden",
+        "self_attn.v_proj.weight": "kv hidden",
+    }),
+    "self_attention.linear_proj.weight": (_ROW, {"self_attn.o_proj.weight": "hidden q"}),
+    "mlp.linear_fc1.layer_norm_weight": (_REPLICATED, {"post_attention_layernorm.weight": "hidden"}),
+    "mlp.linear_fc1.weight": (_GATE_UP, {
+        "mlp.gate_proj.weight": "ffn hidden",
+        "mlp.up_proj.weight": "ffn hidden",
+    }),
+    "mlp.linear_fc2.weight": (_ROW, {"mlp.down_proj.weight": "hidden ffn"}),
+}  # fmt: skip
+_QWEN2: Table = _LLAMA | {
+    "self_attention.linear_qkv.bias": (_QKV, {
+        "self_attn.q_proj.bias": "q",
+        "self_attn.k_proj.bias": "kv",
+        "self_attn.v_proj.bias": "kv",
+    }),
+}  # fmt: skip
+_QWEN3: Table = _LLAMA | {
+    "self_attention.q_layernorm.weight": (_REPLICATED, {"self_attn.q_norm.weight": "head"}),
+    "self_attention.k_layernorm.weight": (_REPLICATED, {"self_attn.k_norm.weight": "head"}),
+}
+_TABLES: dict[str, Table] = {"llama": _LLAMA, "qwen2": _QWEN2, "qwen3": _QWEN3}
+
+_LOCAL = {  # what the `local` specification calls its norms
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
 }
 _IN_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
-
-
-def entry(name: str) -> Entry:
-    """The table's entry for a megatron parameter name; raises KeyError for a name that no policy has."""
-    match = _IN_LAYER.fullmatch(name)
-    if match is None:
-        return Entry(*_MODEL[name])
-    names, layout = _LAYER[match[2]]
-    return Entry(tuple(f"model.layers.{match[1]}.{n}" for n in names), layout)

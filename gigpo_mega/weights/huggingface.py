@@ -1,0 +1,177 @@
+"""Hugging Face model directories, one tensor in memory at a time: safetensors in one file or many."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gigpo_mega.errors import UserError
+from gigpo_mega.learner.model import ModelShape
+from gigpo_mega.weights.names import entries
+
+SHARD_BYTES = 1 << 30
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+_SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+               "vocab.json", "merges.txt", "tokenizer.model", "generation_config.json",
+               "chat_template.jinja")  # fmt: skip
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # safetensors' names
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_BUFFER = "rotary_emb.inv_freq"  # in old Llama files; computed from config.json
+
+
+class HFReader:
+    """The tensors of a Hugging Face directory by name; the files are mapped, never read whole.
+
+    Raises UserError where a file is absent, cut off or unreadable.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._file: dict[str, Path] = {}
+        for file in self._files():
+            try:
+                with safe_open(file, "pt") as opened:
+                    self._file |= dict.fromkeys(opened.keys(), file)
+            except (OSError, SafetensorError) as error:
+                reason = "is missing" if not file.exists() else f"is cut off or no safetensors file: {error}"
+                raise UserError(f"{file} {reason}; download it anew") from None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all files."""
+        return sum(file.stat().st_size for file in set(self._file.values()))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file
+
+    def tensor(self, name: str) -> Tensor:
+        """One whole tensor."""
+        with safe_open(self._file[name], "pt") as opened:
+            return opened.get_tensor(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The type of a tensor, from its file's header; raises UserError where no policy is of that type."""
+        with safe_open(self._file[name], "pt") as opened:
+            found = str(opened.get_slice(name).get_dtype())
+        if found not in _DTYPES:
+            known = ", ".join(_DTYPES)
+            raise UserError(f"{self._file[name]} holds {name} of type {found}; supported: {known}")
+        return _DTYPES[found]
+
+    def check(self, shape: ModelShape) -> None:
+        """Raise UserError unless the tensors are exactly those of `shape`, each in its shape."""
+        wanted = {name: dims for entry in entries(shape) for name, dims in entry.hf.items()}
+        self._check_tie(shape)
+        if missing := [name for name in wanted if name not in self]:
+            raise UserError(
+                f"{self.directory} lacks {_some(missing)}, which its config.json asks for; "
+                "is it a complete checkpoint?"
+            )
+        unknown = [n for n in self._file if n not in wanted and n != _HEAD and not n.endswith(_BUFFER)]
+        if unknown:
+            raise UserError(
+                f"{self.directory} holds {_some(unknown)}, which no {shape.family} policy has; "
+                "leaving them out would change the model"
+            )
+        for name, dims in wanted.items():
+            with safe_open(self._file[name], "pt") as opened:
+                found = tuple(opened.get_slice(name).get_shape())
+            if found != dims:
+                raise UserError(
+                    f"{self._file[name]} holds {name} of shape {list(found)}; "
+                    f"its config.json asks for {list(dims)}"
+                )
+
+    def _check_tie(self, shape: ModelShape) -> None:
+        config = f"{self.directory}/config.json says tie_word_embeddings"
+        if not shape.tied and _HEAD not in self and _EMBEDDING in self:
+            raise UserError(
+                f"{config} false, but there is no {_HEAD}; set it to true if the model is tied, "
+                "or download it anew"
+            )
+        if not shape.tied or _HEAD not in self or _EMBEDDING not in self:
+            return
+        if not torch.equal(self.tensor(_HEAD), self.tensor(_EMBEDDING)):
+            raise UserError(
+                f"{config} true, but {_HEAD} differs from {_EMBEDDING}: the head would be lost; "
+                "set it to false"
+            )
+
+    def _files(self) -> list[Path]:
+        index = self.directory / _INDEX
+        if not index.exists():
+            return [self.directory / _SINGLE]
+        try:
+            files: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"cannot read {index}: {error!r}; download it anew") from None
+        return [self.directory / name for name in sorted(set(files.values()))]
+
+
+class HFWriter:
+    """Writes tensors into `directory` as they come: a file for each `SHARD_BYTES`, at the end the index."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._bucket: dict[str, Tensor] = {}
+        self._shards: list[list[str]] = []
+        self._bytes = 0
+        self.dtype = ""  # of the first tensor, as config.json spells it
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take one tensor; it may be changed afterwards."""
+        if self._bucket and _bytes(self._bucket.values()) + tensor.nbytes > SHARD_BYTES:
+            self._flush()
+        self.dtype = self.dtype or str(tensor.dtype).removeprefix("torch.")
+        self._bucket[name] = tensor.to("cpu", copy=True).contiguous()
+
+    def close(self) -> None:
+        """Write what is left, under the final file names."""
+        self._flush()
+        count = len(self._shards)
+        names = [_SINGLE] if count == 1 else [f"model-{i:05}-of-{count:05}.safetensors"
+                                              for i in range(1, count + 1)]  # fmt: skip
+        for i, name in enumerate(names):
+            self._shard(i).rename(self._directory / name)
+        if count > 1:
+            where = {tensor: name for name, held in zip(names, self._shards, strict=True) for tensor in held}
+            index = {"metadata": {"total_size": self._bytes}, "weight_map": dict(sorted(where.items()))}
+            (self._directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+    def _flush(self) -> None:
+        save_file(self._bucket, self._shard(len(self._shards)), metadata={"format": "pt"})
+        self._shards.append(list(self._bucket))
+        self._bytes += _bytes(self._bucket.values())
+        self._bucket = {}
+
+    def _shard(self, index: int) -> Path:
+        return self._directory / f"shard-{index}.safetensors"
+
+
+def copy_side_files(source: Path, directory: Path, dtype: str | None = None) -> None:
+    """Copy configuration and tokenizer; with `dtype`, config.json names that instead of its own."""
+    for name in _SIDE_FILES:
+        if (source / name).exists():
+            shutil.copy(source / name, directory / name)
+    config: dict[str, Any] = json.loads((source / "config.json").read_text())
+    if dtype is not None:
+        config.pop("torch_dtype", None)  # the older spelling
+        config["dtype"] = dtype
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more

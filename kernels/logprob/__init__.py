@@ -51,7 +51,7 @@ def linear_logprob(
     backend: `auto` is `triton` for 16-bit matrices on CUDA, else `chunked`. Raises ValueError where shapes,
     types or options do not fit.
     """
-    _check_rows(hidden, target)
+    _check_rows(hidden, target, temperature, vocab_size)
     if weight.dtype is not hidden.dtype or weight.shape[1:] != hidden.shape[1:]:
         raise ValueError(
             f"weight must be {hidden.dtype} [V, {hidden.shape[1]}] as hidden is, "
@@ -85,7 +85,7 @@ def logits_logprob(
     With `inplace_backward` the gradient overwrites the logits, which nothing else may need by then; a second
     backward raises RuntimeError.
     """
-    _check_rows(logits, target)
+    _check_rows(logits, target, temperature, vocab_size)
     if backend == "reference":
         return reference.logits_logprob(
             logits, target, temperature=temperature, vocab_start=vocab_start, vocab_size=vocab_size,
@@ -105,9 +105,18 @@ def _module(backend: str, matrix: Tensor) -> Any:
     return import_module(f"kernels.logprob.{backend}")
 
 
-def _check_rows(matrix: Tensor, target: Tensor) -> None:
-    """Raise ValueError unless `matrix` [T, ...] is a float matrix with one target a row."""
+def _check_rows(matrix: Tensor, target: Tensor, temperature: float | Tensor, vocab_size: int | None) -> None:
+    """Raise ValueError unless `matrix` [T, ...] is a float matrix whose rows the others fit."""
     if matrix.dim() != 2 or not matrix.is_floating_point():
         raise ValueError(f"expected a float matrix [T, ...], got {matrix.dtype} {list(matrix.shape)}")
     if target.dtype is not torch.int64 or target.shape != matrix.shape[:1]:
         raise ValueError(f"target must be int64 [{len(matrix)}], got {target.dtype} {list(target.shape)}")
+    if isinstance(temperature, Tensor):
+        if temperature.shape != target.shape:
+            raise ValueError(
+                f"temperature must be a number or [{len(target)}], got {list(temperature.shape)}"
+            )
+    elif not temperature > 0:
+        raise ValueError(f"temperature must be > 0, got {temperature}")
+    if vocab_size is not None and vocab_size < 1:
+        raise ValueError(f"vocab_size must be >= 1, got {vocab_size}")

@@ -25,12 +25,12 @@ class _VocabularyLogProb(torch.autograd.Function):
             dist.all_reduce(peak, dist.ReduceOp.MAX, group)
         shifted = (logits - peak[:, None]).clamp(min=_FLOOR)
         weight = shifted.exp()
-        statistics = torch.stack([weight.sum(1), (weight * shifted).sum(1), label])
+        statistics = torch.stack([weight.sum(1), (weight * shifted).sum(1), label, owned.float()])
         if group is not None:
             statistics = _sum_in_rank_order(statistics, group)
-        total, moment, label = statistics
+        total, moment, label, owners = statistics
         log_total = total.log()
-        logprob = label - peak - log_total
+        logprob = torch.where(owners > 0, label - peak - log_total, -torch.inf)
         entropy = log_total - moment / total
         probability = weight / total[:, None]
         ctx.save_for_backward(probability, shifted - log_total[:, None], entropy, local, owned)

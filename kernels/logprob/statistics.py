@@ -72,7 +72,9 @@ def merge(parts: Tensor) -> Tensor:
 def merge_ranks(statistics: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Statistics [4, T] of the whole vocabulary from one gather; the same bits on every rank."""
     parts = statistics.new_empty(dist.get_world_size(group), *statistics.shape)
-    dist.all_gather_into_tensor(parts.flatten(0, 1), statistics.contiguous(), group)  # gloo knows no [ranks, ...]
+    dist.all_gather_into_tensor(
+        parts.flatten(0, 1), statistics.contiguous(), group
+    )  # gloo knows no [ranks, ...]
     return merge(parts)
 
 

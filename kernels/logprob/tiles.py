@@ -69,10 +69,7 @@ def _statistics(logits, scale, column, n_columns, C: tl.constexpr, ENTROPY: tl.c
     x = x - peak[:, None]
     # A half of padding alone has its peak at _FLOOR; merging gives it the weight 0.
     weight = tl.exp2(x)
-    if ENTROPY:
-        moment = tl.sum(weight * x, 1)
-    else:
-        moment = tl.zeros_like(peak)
+    moment = tl.sum(weight * x, 1) if ENTROPY else tl.zeros_like(peak)
     return peak, tl.sum(weight, 1), moment
 
 
@@ -121,7 +118,7 @@ def tile_statistics(
 def merge_tiles(
     parts, statistics, n_tokens, n_parts, TOKENS: tl.constexpr, PARTS: tl.constexpr, ENTROPY: tl.constexpr
 ):
-    """peak, total and moment into statistics [4, n_tokens], of parts [3, n_parts, n_tokens] in a fixed order."""
+    """peak, total, moment of parts [3, n_parts, n_tokens], in order, into statistics [4, n_tokens]."""
     row = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     live = row < n_tokens
     plane = n_parts.to(tl.int64) * n_tokens
@@ -149,7 +146,7 @@ def merge_tiles(
 
 @triton.jit(do_not_specialize=["n_columns"])
 def label_logits(hidden, weight, scale, target, label, n_columns, width, DEPTH: tl.constexpr):
-    """label, one program a token: the target's scaled logit as a float32 dot product, -inf where another rank has it."""
+    """label: the target's scaled logit as a float32 dot product, -inf where another rank has it."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.load(target + row)
     held = (column >= 0) & (column < n_columns)
@@ -177,9 +174,10 @@ def tile_gradients(
         logits = _logits(hidden, weight, i * ROWS, j * COLUMNS, n_tokens, n_columns, width,
                          ROWS, COLUMNS, DEPTH, STAGES, TMA)  # fmt: skip
         left, right = _halves(logits, ROWS, COLUMNS)
-        _gradient(left, scale, target, slopes, out, i * ROWS, j * COLUMNS, n_tokens, n_columns,
+        row, column, half = i * ROWS, j * COLUMNS, COLUMNS // 2
+        _gradient(left, scale, target, slopes, out, row, column, n_tokens, n_columns,
                   slopes_stride, out_stride, ROWS, COLUMNS // 2, TMA, ENTROPY)  # fmt: skip
-        _gradient(right, scale, target, slopes, out, i * ROWS, j * COLUMNS + COLUMNS // 2, n_tokens, n_columns,
+        _gradient(right, scale, target, slopes, out, row, column + half, n_tokens, n_columns,
                   slopes_stride, out_stride, ROWS, COLUMNS // 2, TMA, ENTROPY)  # fmt: skip
 
 

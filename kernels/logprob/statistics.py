@@ -79,15 +79,17 @@ def merge_ranks(statistics: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def finish(statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(log-probability, entropy, log2 of the sum of exponentials), each [T], from statistics [4, T].
+    """(log-probability [T], entropy [T], log2 of the sum of exponentials [2, T]) from statistics [4, T].
 
-    A log-probability is at most 0: a label logit rounded up beside its sum cannot make it positive.
+    A log-probability is at most 0: a label logit rounded up beside its sum cannot make it positive. The sum
+    comes as its rounded value and what rounding took.
     """
     peak, total, moment, label = statistics
     log_total = total.log2()
     logprob = LN2 * (label - peak - log_total).clamp(max=0.0)
     entropy = LN2 * (log_total - moment / total)
-    return logprob, entropy, peak + log_total
+    log_sum = peak + log_total
+    return logprob, entropy, torch.stack([log_sum, peak - log_sum + log_total])
 
 
 def slopes(
@@ -98,11 +100,15 @@ def slopes(
     With y = x - log_sum, d_logit = one * [column is the target] + 2^y (constant + slope * y). That is the
     derivative of d_logprob * log p(target) + d_entropy * entropy, whose softmax part is
     -p (d_logprob + d_entropy (log p + entropy)) / temperature. Rows lose their entropy where the slope is 0.
+    What rounding took from log_sum [2, T] is made up for in the factors: it costs nothing per logit.
     """
+    log_sum, rest = log_sum
     one = slope = torch.zeros_like(log_sum)
     if d_logprob is not None:
         one = LN2 * rows.scale * d_logprob
     if not rows.entropy or d_entropy is None:
-        return replace(rows, entropy=False), torch.stack([log_sum, one, -one, slope])
+        return replace(rows, entropy=False), torch.stack([log_sum, one, -one * (-rest).exp2(), slope])
     pull = LN2 * rows.scale * d_entropy
-    return rows, torch.stack([log_sum, one, -(one + pull * entropy), -LN2 * pull])
+    slope = -LN2 * pull * (-rest).exp2()
+    constant = -(one + pull * entropy) * (-rest).exp2() - slope * rest
+    return rows, torch.stack([log_sum, one, constant, slope])

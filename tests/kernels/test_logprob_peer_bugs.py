@@ -90,8 +90,8 @@ def test_skyrl_2141_autotuning_corrupts_an_inplace_epilogue(backend: Matrix, dev
 @every
 def test_bfloat16_log_sum_makes_log_probs_positive(backend: Matrix, device: torch.device) -> None:
     """Label and sum are of one precision, and never above it: certain tokens have log-prob 0 at most."""
-    hidden, weight, target, *upstream = (
-        x.to(device) for x in exact.inputs(tokens=64, width=32, vocab=80, scale=8.0)
+    hidden, weight, _, *upstream = (
+        x.to(device) for x in exact.inputs(tokens=64, width=32, vocab=80, scale=100.0)
     )
     hidden, weight = hidden.bfloat16(), weight.bfloat16()
     best = (hidden.double() @ weight.double().T).argmax(1)
@@ -100,7 +100,7 @@ def test_bfloat16_log_sum_makes_log_probs_positive(backend: Matrix, device: torc
     expected = exact.linear_logprob(hidden, weight, best, *upstream)[0]
     assert (expected > -1e-6).sum() > 20  # the case is there
     assert logprob.max() <= 0.0
-    assert (logprob - expected).abs().max() < 3e-5
+    assert (logprob - expected).abs().max() < 2e-4  # of logits near 300
     rounded = (hidden.double() @ weight.double().T).bfloat16().double().log_softmax(1)
     assert (
         rounded.gather(1, best[:, None])[:, 0] - expected

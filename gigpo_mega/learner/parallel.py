@@ -21,6 +21,7 @@ from gigpo_mega.errors import UserError
 cpu_megatron.install()
 
 from megatron.core import parallel_state, tensor_parallel  # noqa: E402  (after the CPU patches)
+from megatron.core.process_groups_config import ProcessGroupCollection  # noqa: E402
 
 # How megatron-core calls torch; nobody who runs us can mend it.
 for _message in (
@@ -59,6 +60,12 @@ class Layout:
     def last_stage(self) -> bool:
         """True where the pipeline ends: here are log-probabilities and losses."""
         return self.pipeline_rank == self.pipeline - 1
+
+    @property
+    def groups(self) -> ProcessGroupCollection:
+        """The groups that megatron's schedules ask for."""
+        names = ["tp", "pp", "cp", "embd", "pos_embd", "dp_cp"]
+        return ProcessGroupCollection.use_mpu_process_groups(names)
 
     @property
     def tensor_group(self) -> dist.ProcessGroup:

@@ -17,6 +17,7 @@ from gigpo_mega.config import Config, OptimizerConfig
 from gigpo_mega.learner import context
 from gigpo_mega.learner.model import ModelShape, Policy, build_model, uses_transformer_engine
 from gigpo_mega.learner.parallel import Layout
+from gigpo_mega.learner.pipeline import Communicator
 from gigpo_mega.types import Float32, Int64, Step
 
 from megatron.core.distributed import (  # isort: skip  (learner.parallel has installed the CPU patches)
@@ -160,15 +161,20 @@ class Learner:
         forward_only: bool = False,
     ) -> list[Any]:
         """megatron's schedule over `batches`: what `reduce` made of each on the last stage, else nothing."""
+        config = self.policy.config
+        ways = self.layout.context * (self.layout.tensor if config.sequence_parallel else 1)
+        shapes = [(b.tokens.shape[1] // ways, len(b.tokens), config.hidden_size) for b in batches]
         return get_forward_backward_func()(
             forward_step_func=partial(self._forward_step, reduce=reduce),
             data_iterator=_one_or_all([iter(enumerate(batches)) for _ in chunks]),
             model=_one_or_all(list(chunks)),
             num_microbatches=len(batches),
-            seq_length=1,  # stages tell each other the lengths
+            seq_length=1,  # the communicator knows the shapes
             micro_batch_size=1,
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
+            p2p_communicator=Communicator(self.layout.pipeline_group, config, shapes),
+            pg_collection=self.layout.groups,
         )
 
     def _forward_step(

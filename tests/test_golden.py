@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,14 @@ import pytest
 import torch
 from numpy.typing import ArrayLike
 
-from gigpo_mega.algorithms.advantage import (
-    Episodes,
-    discounted_returns,
-    episode_scores,
-    estimate,
-    gigpo,
-    grpo,
-    moments,
-    rloo,
-    step_returns,
-)
-from gigpo_mega.algorithms.grouping import anchor_key, similar_groups, step_groups
+from gigpo_mega.algorithms.advantage import columns, estimate, rules
+from gigpo_mega.algorithms.grouping import anchor_key, similar_groups
 from gigpo_mega.algorithms.objective import Aggregation, aggregation, policy_loss
 from gigpo_mega.config import AdvantageConfig, ObjectiveConfig
-from gigpo_mega.types import Advantages, Bool, Float64, Int64, RowTable, Step
+from gigpo_mega.types import Bool, Float64, Int64, RowTable, Step
+from kernels.advantage import Columns, Levels, Rules
+from kernels.advantage.reference import combine, moments, relative, score_and_returns
+from kernels.anchor import group_ids
 from kernels.policy_loss.reference import Divergence, kl_divergence
 
 FOLDER = Path(os.environ.get("GIGPO_GOLDEN_DIR", Path(__file__).parent / "golden"))
@@ -106,7 +100,7 @@ def group_steps(inputs: Case) -> Int64:
     states = [state if isinstance(state, str) else seen.setdefault(decode(state), f"\0{len(seen)}")
               for state in inputs["anchor_obs"]]
     keys = b"".join(anchor_key(state, task) for state, task in zip(states, inputs["index"], strict=True))
-    return step_groups(group, np.frombuffer(keys, dtype=np.uint64).reshape(-1, 2))
+    return group_ids(group, np.frombuffer(keys, dtype=np.uint64).reshape(-1, 2))
 
 
 def advantage_config(inputs: Case, **other: Any) -> AdvantageConfig:
@@ -121,12 +115,14 @@ def advantage_config(inputs: Case, **other: Any) -> AdvantageConfig:
 
 
 def check_advantages(
-    case: Case, actual: Advantages, episodes: Episodes, returns: Float64, mask: Float64, cfg: AdvantageConfig
-) -> None:
+    case: Case, actual: Levels[Any], step_group: Int64, score: Float64, returns: Float64, mask: Float64,
+    cfg: AdvantageConfig,
+) -> None:  # fmt: skip
     expected = case["outputs"]
-    assert actual.step_group.tolist() == expected["step_group"]
-    of_episode = rounding(episodes.score, episodes.group, episodes.member, cfg)
-    of_step = rounding(returns, actual.step_group, np.ones(len(returns), dtype=np.bool_), cfg)
+    every = np.ones(len(score), dtype=np.bool_)
+    assert step_group.tolist() == expected["step_group"]
+    of_episode = rounding(score, labels(case["inputs"]["index"]), every, cfg)
+    of_step = rounding(returns, step_group, every, cfg)
     close_advantage(case, actual.episode, expected["episode_adv_per_row"], of_episode)
     close_advantage(case, actual.step, expected["step_adv_per_row"], of_step)
     of_total = of_episode + cfg.omega * of_step
@@ -135,12 +131,12 @@ def check_advantages(
 
 def gigpo_advantage(case: Case) -> None:
     inputs = case["inputs"]
-    score = single(inputs["token_level_rewards"]).sum(axis=1)
-    episodes = Episodes(score, labels(inputs["index"]), np.ones(len(score), dtype=np.bool_))
-    returns = single(inputs["step_rewards"])
+    score, returns = single(inputs["token_level_rewards"]).sum(axis=1), single(inputs["step_rewards"])
     cfg = advantage_config(inputs)
-    actual = gigpo(episodes, returns, group_steps(inputs), cfg)
-    check_advantages(case, actual, episodes, returns, single(inputs["response_mask"]), cfg)
+    how, step_group = rules(cfg), group_steps(inputs)
+    episode = relative(score, labels(inputs["index"]), how.episode)
+    actual = combine(episode, relative(returns, step_group, how.step), how.omega)
+    check_advantages(case, actual, step_group, score, returns, single(inputs["response_mask"]), cfg)
 
 
 def pipeline_rows(inputs: Case) -> RowTable:
@@ -169,17 +165,20 @@ def pipeline(case: Case) -> None:
     rows = pipeline_rows(inputs)
     penalty = inputs["invalid_action_penalty_coef"] or 0.0
     cfg = advantage_config(inputs, gamma=inputs["gamma"], invalid_penalty=penalty)
-    episodes, returns = episode_scores(rows, cfg), step_returns(rows, cfg)
+    score, returns = score_and_returns(columns(rows, cfg), rules(cfg))
     length = np.array(inputs["response_len"])
     tokens = np.zeros((len(rows), inputs["max_response_len"]))
-    tokens[np.arange(len(rows)), length - 1] = episodes.score
-    close(discounted_returns(rows.reward, rows.trajectory, rows.step, cfg.gamma), expected["step_returns"])
+    tokens[np.arange(len(rows)), length - 1] = score
+    free = replace(cfg, invalid_penalty=0.0)
+    close(score_and_returns(columns(rows, free), rules(free))[1], expected["step_returns"])
     close(tokens, expected["token_level_rewards_after_penalty"])
     close(returns, expected["step_rewards_after_penalty"])
     if "episode/valid_action_ratio" in expected.get("metrics", {}):
         close(rows.valid.mean(), expected["metrics"]["episode/valid_action_ratio"])
     mask = np.arange(tokens.shape[1]) < length[:, None]
-    check_advantages(case, estimate(rows, cfg), episodes, returns, mask.astype(np.float64), cfg)
+    found = estimate(rows, cfg)
+    levels = Levels(found.total, found.episode, found.step, None)
+    check_advantages(case, levels, found.step_group, score, returns, mask.astype(np.float64), cfg)
 
 
 def step_group(case: Case) -> None:
@@ -193,8 +192,9 @@ def step_group(case: Case) -> None:
 def discounting(case: Case) -> None:
     inputs, expected = case["inputs"], case["outputs"]["returns"]
     reward, trajectory = single(inputs["rewards"]), labels(inputs["traj_index"])
+    one = Columns(reward, np.zeros_like(reward), trajectory, trajectory, time_steps(trajectory))
     for gamma, values in zip(inputs["gammas"], expected, strict=True):
-        close(discounted_returns(reward, trajectory, time_steps(trajectory), gamma), values)
+        close(score_and_returns(one, Rules(gamma=gamma))[1], values)
 
 
 def whitened(values: Float64, mask: Float64) -> Float64:
@@ -213,17 +213,14 @@ def outcome_advantages(case: Case) -> None:
     first = time_steps(labels(pairs)) == 0
     for name, expected in case["outputs"].items():
         member = first if name.endswith("cross0") else np.ones_like(first)
+        assert name.startswith(("rfpp_baseline_cross", "rloo_cross", "grpo_std", "gigpo_episode_std")), name
         cfg = AdvantageConfig(preset="reference", epsilon=inputs["epsilon"],
+                              estimator="rloo" if name.startswith("rloo") else "grpo",
                               normalization="mean_std" if "_std1" in name else "mean")
-        episodes = Episodes(score, labels(inputs["index"]), member)
-        if name.startswith("rfpp_baseline_cross"):
-            actual = whitened(grpo(episodes, cfg).total.astype(np.float64), mask)
-        elif name.startswith("rloo_cross"):
-            actual = rloo(episodes, cfg).total[:, None] * mask
-        else:
-            assert name.startswith(("grpo_std", "gigpo_episode_std")), f"unknown estimator {name}"
-            actual = grpo(episodes, cfg).total[:, None] * mask
-        close_advantage(case, actual, expected, rounding(score, episodes.group, member, cfg))
+        group = labels(inputs["index"])
+        values = relative(score, group, rules(cfg).episode, member)
+        actual = whitened(values, mask) if name.startswith("rfpp") else values[:, None] * mask
+        close_advantage(case, actual, expected, rounding(score, group, member, cfg))
 
 
 def tensor(values: ArrayLike, requires_grad: bool = False) -> torch.Tensor:

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from gigpo_mega.algorithms.advantage import anchor_groups, episode_scores, estimate, gigpo, step_returns
+from gigpo_mega.algorithms.advantage import anchor_groups, columns, estimate, rules
 from gigpo_mega.algorithms.grouping import anchor_key
 from gigpo_mega.config import AdvantageConfig
 from gigpo_mega.errors import UserError, run_main
 from gigpo_mega.types import RowTable, Step
+from kernels.advantage.reference import relative, score_and_returns
 
 EPISODES_PER_TASK = 8
 MAX_STEPS = 50
@@ -66,13 +67,14 @@ def seconds(work: Callable[[], object], repeats: int) -> list[float]:
 
 def measure(rows: RowTable, repeats: int) -> dict[str, Any]:
     cfg = AdvantageConfig()
+    how, table = rules(cfg), columns(rows, cfg)
     whole = seconds(lambda: estimate(rows, cfg), repeats)
-    episodes, returns, groups = episode_scores(rows, cfg), step_returns(rows, cfg), anchor_groups(rows, cfg)
+    (score, returns), groups = score_and_returns(table, how), anchor_groups(rows, cfg)
     parts: dict[str, Callable[[], object]] = {
-        "scores": lambda: episode_scores(rows, cfg),
-        "returns": lambda: step_returns(rows, cfg),
         "grouping": lambda: anchor_groups(rows, cfg),
-        "norms": lambda: gigpo(episodes, returns, groups, cfg),
+        "scores and returns": lambda: score_and_returns(table, how),
+        "episode level": lambda: relative(score, rows.group, how.episode, rows.step == 0),
+        "step level": lambda: relative(returns, groups, how.step),
     }
     return {
         "benchmark": "advantage",
@@ -122,7 +124,7 @@ def main() -> int:
     record = measure(make_table(options.rows), options.repeats)
     print(f"estimate, {options.rows} rows: {1000 * record['seconds']:.1f} ms (median of {options.repeats})")
     for name, value in record["parts"].items():
-        print(f"  {name:10s} {1000 * value:6.1f} ms")
+        print(f"  {name:18s} {1000 * value:6.1f} ms")
     if record["reference_seconds"]:
         print(f"reference: {record['reference_seconds']:.0f} s ({REFERENCE})")
     if options.save:

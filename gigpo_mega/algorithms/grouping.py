@@ -1,4 +1,4 @@
-"""Anchor states -> step-level groups (Eq. 6): deterministic, exact or by text similarity."""
+"""Keys of anchor states, and step-level groups by text similarity (equal keys: `kernels.anchor`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hashlib import blake2b
 
 import numpy as np
 
-from gigpo_mega.types import Int64, UInt64
+from gigpo_mega.types import Int64
+from kernels.anchor import digest
 
 _Cluster = tuple[SequenceMatcher[str], int]  # its first member, prepared for comparison, and its id
 
@@ -28,29 +29,7 @@ def anchor_key(state: str, salt: str) -> bytes:
     """
     if not isinstance(state, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers may be untyped
         raise TypeError(f"anchor state must be text, got {type(state).__name__}: encode it canonically")
-    return blake2b(state.encode("utf-8", "surrogatepass"), digest_size=16, key=_key(salt)).digest()
-
-
-def step_groups(group: Int64, anchor: UInt64) -> Int64:
-    """Number the distinct pairs (`group`, `anchor`) in order of first appearance.
-
-    `group` [N] is the task group of a row, `anchor` [N, 2] its 128-bit key. Returns ids [N] from 0. The whole
-    key decides, never a hash bucket, and the sort is stable: the same rows always give the same ids.
-    """
-    columns = (np.ascontiguousarray(anchor[:, 1]), np.ascontiguousarray(anchor[:, 0]), group)
-    order = np.lexsort(columns)
-    starts = np.zeros(len(order), dtype=np.bool_)
-    starts[:1] = True
-    for column in columns:
-        ranked = column[order]
-        starts[1:] |= ranked[1:] != ranked[:-1]
-    first = order[starts]  # the earliest row of each group, because the sort is stable
-    appears = np.zeros(len(order), dtype=np.int64)
-    appears[first] = 1
-    number = np.cumsum(appears) - 1
-    ids = np.empty(len(order), dtype=np.int64)
-    ids[order] = number[first][np.cumsum(starts) - 1]
-    return ids
+    return digest(state.encode("utf-8", "surrogatepass"), key=_key(salt))
 
 
 def similar_groups(texts: Sequence[str], group: Int64, threshold: float) -> Int64:
@@ -85,13 +64,3 @@ def _first_similar(clusters: list[_Cluster], text: str, threshold: float) -> int
         if matcher.ratio() >= threshold:
             return cluster
     return None
-
-
-def verify(groups: Int64, states: Sequence[str]) -> Int64:
-    """Make hashed `groups` [N] exact: a group whose rows' `states` differ is split by state.
-
-    Returns ids in order of first appearance, equal to those of `step_groups` unless two states share a key.
-    """
-    ids: dict[tuple[int, str], int] = {}
-    split = [ids.setdefault(pair, len(ids)) for pair in zip(groups.tolist(), states, strict=True)]
-    return np.array(split, dtype=np.int64)

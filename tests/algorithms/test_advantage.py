@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import Episode, episode, equations, table, take
 
-from gigpo_mega.algorithms.advantage import discounted_returns, estimate, moments
+from gigpo_mega.algorithms.advantage import columns, estimate
 from gigpo_mega.config import AdvantageConfig
 from gigpo_mega.types import Advantages, Int64, RowTable
+from kernels.advantage import Rules
+from kernels.advantage.reference import score_and_returns
 
 REWARDS = st.one_of(st.sampled_from([0.0, 10.0, 1.0, -0.1]), st.floats(-100, 100))
 Steps = list[tuple[float, str, bool]]
@@ -128,7 +130,8 @@ def test_returns_agree_with_the_quadratic_sum(trajectories: list[Steps], gamma: 
         for steps in trajectories
         for t in range(len(steps))
     ]
-    actual = discounted_returns(rows.reward, rows.trajectory, rows.step, gamma)
+    free = columns(rows, AdvantageConfig(invalid_penalty=0.0))
+    _, actual = score_and_returns(free, Rules(gamma=gamma))
     np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-10)
 
 
@@ -220,33 +223,3 @@ def test_episode_advantages_of_a_task_cancel_over_its_trajectories(episodes: lis
     advantages = estimate(rows, MEAN).episode[rows.step == 0]
     sums = np.bincount(rows.group[rows.step == 0], advantages)
     np.testing.assert_allclose(sums, 0.0, atol=1e-3)  # scores reach 600, a float32 place is 3e-5
-
-
-@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 3)), max_size=40))
-def test_moments_agree_with_numpy(pairs: list[tuple[float, int]]) -> None:
-    values = np.array([value for value, _ in pairs])
-    segment = np.array([index for _, index in pairs], dtype=np.int64)
-    stats = moments(values, segment, 5)
-    assert stats.count.tolist() == [np.count_nonzero(segment == index) for index in range(5)]
-    for index in range(5):
-        members = values[segment == index]
-        mean = members.mean() if len(members) else 0.0
-        deviation = members.std(ddof=1) if len(members) > 1 else 0.0
-        np.testing.assert_allclose(stats.mean[index], mean, rtol=1e-12, atol=1e-9)
-        np.testing.assert_allclose(stats.std[index], deviation, rtol=1e-7, atol=1e-9)
-
-
-@given(st.lists(st.floats(-100, 100), min_size=2, max_size=30), st.randoms())
-def test_moments_do_not_depend_on_order_by_a_single_bit(values: list[float], random: Random) -> None:
-    one = np.zeros(len(values), dtype=np.int64)
-    straight = moments(np.array(values), one, 1)
-    shuffled = moments(np.array(random.sample(values, len(values))), one, 1)
-    assert straight.mean.tobytes() == shuffled.mean.tobytes()
-    assert straight.std.tobytes() == shuffled.std.tobytes()
-
-
-def test_moments_of_identical_values_are_exact() -> None:
-    for value in (0.1, 1 / 3, 9.025, -1e-300, 1e17):
-        stats = moments(np.full(7, value), np.zeros(7, dtype=np.int64), 1)
-        assert stats.mean[0] == value
-        assert stats.std[0] == 0.0

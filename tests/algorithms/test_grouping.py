@@ -8,17 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gigpo_mega.algorithms.grouping import anchor_key, similar_groups, step_groups, verify
+from gigpo_mega.algorithms.grouping import anchor_key, similar_groups
 
-Keys = list[tuple[int, int, int]]
-KEYS = st.lists(st.tuples(st.integers(-2, 3), st.integers(0, 3), st.integers(0, 2)), max_size=60)
 Texts = list[tuple[int, str]]
 TEXTS = st.lists(st.tuples(st.integers(0, 1), st.text("ab ", max_size=6)), max_size=25)
-
-
-def first_appearance(items: list[object]) -> list[int]:
-    seen: dict[object, int] = {}
-    return [seen.setdefault(item, len(seen)) for item in items]
 
 
 def test_anchor_key_is_keyed_blake2b_of_the_exact_text() -> None:
@@ -32,19 +25,6 @@ def test_anchor_keys_differ_by_any_change_of_text_or_salt() -> None:
     texts = ["a b", "a  b", "A b", "a b ", "", "\0", "\u00e9", "e\u0301", "\ud800", "?"]
     keys = {anchor_key(text, salt) for text in texts for salt in ("t1", "t2", "")}
     assert len(keys) == 30
-
-
-@given(KEYS)
-def test_step_groups_number_distinct_keys_in_order_of_first_appearance(keys: Keys) -> None:
-    columns = np.array(keys, dtype=np.int64).reshape(-1, 3)
-    ids = step_groups(columns[:, 0], columns[:, 1:].astype(np.uint64))
-    assert ids.tolist() == first_appearance([*keys])
-
-
-def test_step_groups_look_at_both_halves_of_the_key() -> None:
-    top = 2**64 - 1
-    anchor = np.array([[top, 0], [0, top], [top, 0], [top, 1], [0, top]], dtype=np.uint64)
-    assert step_groups(np.zeros(5, dtype=np.int64), anchor).tolist() == [0, 1, 0, 2, 1]
 
 
 @given(TEXTS, st.floats(0.05, 1.0))
@@ -78,13 +58,3 @@ def test_similarity_keeps_autojunk() -> None:
     assert SequenceMatcher(None, "x" + long, "y" + long, autojunk=False).ratio() > 0.99
     assert similar_groups(["y" + long, "x" + long], one, 0.9).tolist() == [0, 1]
     assert similar_groups(["y" + short, "x" + short], one, 0.9).tolist() == [0, 0]
-
-
-def test_verify_changes_nothing_where_keys_are_right() -> None:
-    groups = np.array([0, 1, 0, 2, 1], dtype=np.int64)
-    assert verify(groups, ["a", "b", "a", "a", "b"]).tolist() == [0, 1, 0, 2, 1]
-
-
-def test_verify_splits_states_that_share_a_key() -> None:
-    groups = np.array([0, 0, 1, 0, 0], dtype=np.int64)
-    assert verify(groups, ["a", "b", "c", "a", "b"]).tolist() == [0, 1, 2, 0, 1]

@@ -11,8 +11,9 @@ import pytest
 from tables import Episode, episode, table, take
 
 from gigpo_mega.algorithms.advantage import estimate
-from gigpo_mega.algorithms.grouping import anchor_key, step_groups
+from gigpo_mega.algorithms.grouping import anchor_key
 from gigpo_mega.config import AdvantageConfig
+from kernels.anchor import group_ids
 
 Preset = Literal["paper", "reference"]
 GRPO = AdvantageConfig(estimator="grpo", normalization="mean")
@@ -31,7 +32,7 @@ def test_equal_observations_of_different_tasks_are_not_merged() -> None:
 def test_equal_keys_of_different_tasks_are_not_merged() -> None:
     """Even where the keys carry no salt."""
     anchor = np.zeros((3, 2), dtype=np.uint64)
-    assert step_groups(np.array([4, 9, 4]), anchor).tolist() == [0, 1, 0]
+    assert group_ids(np.array([4, 9, 4]), anchor).tolist() == [0, 1, 0]
     assert anchor_key("start", "task4") != anchor_key("start", "task9")
 
 

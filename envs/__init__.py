@@ -1,1 +1,30 @@
-"""Text environments; they import neither torch nor gigpo_mega."""
+"""Environments, and all that a new one needs."""
+
+from envs.base import (
+    Demonstration,
+    Environment,
+    EnvironmentError,
+    EnvironmentKind,
+    Observation,
+    Task,
+    TaskSource,
+    Transition,
+    register,
+)
+from envs.dialogue import Answer, Dialogue, Situation, Turn
+
+__all__ = [
+    "Answer",
+    "Demonstration",
+    "Dialogue",
+    "Environment",
+    "EnvironmentError",
+    "EnvironmentKind",
+    "Observation",
+    "Situation",
+    "Task",
+    "TaskSource",
+    "Transition",
+    "Turn",
+    "register",
+]

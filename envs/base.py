@@ -74,13 +74,24 @@ class TaskSource(Protocol):
     def tasks(self, split: str) -> Sequence[Task]: ...
 
 
+class Demonstrator(Protocol):
+    """An expert that plays `task`; with probability `detour` a step is something else than the best.
+
+    `options` are those that the environment is made with.
+    """
+
+    def __call__(
+        self, task: Task, *, seed: int, detour: float, max_steps: int, options: Mapping[str, Any]
+    ) -> Demonstration: ...
+
+
 @dataclass(frozen=True, slots=True)
 class EnvironmentKind:
-    """A registered environment: how to make one, and how to list its tasks."""
+    """What a run needs to know of an environment: how to make one, and how to list its tasks."""
 
     environment: Callable[..., Environment]
     tasks: Callable[..., TaskSource]
-    demonstrate: Callable[..., Demonstration] | None = None  # the expert, see `demonstrate` of envs.alfworld
+    demonstrate: Demonstrator | None = None  # whom a cold start clones
     dialogues: Mapping[str, Dialogue] = field(default_factory=dict)  # its own, beside the generic ones
     columns: Mapping[str, str] = field(default_factory=dict)  # Task.kind -> its column in the paper's tables
 
@@ -98,11 +109,11 @@ def register(name: str, kind: EnvironmentKind) -> None:
 def lookup(name: str) -> EnvironmentKind:
     """The environment called `name`: registered, a package of `envs`, or your own as `module:attribute`.
 
-    Raises EnvironmentError naming the known ones.
+    Raises EnvironmentError naming the known ones, or saying why your own can't be imported.
     """
     module, _, attribute = name.partition(":")
     if attribute:
-        return getattr(importlib.import_module(module), attribute)
+        return _imported(module, attribute)
     if name not in _REGISTRY and name.isidentifier() and importlib.util.find_spec(f"envs.{name}") is not None:
         importlib.import_module(f"envs.{name}")  # registers itself
     if name not in _REGISTRY:
@@ -110,6 +121,20 @@ def lookup(name: str) -> EnvironmentKind:
         known = ", ".join(sorted(_REGISTRY.keys() | ours))
         raise EnvironmentError(f"environment.name: unknown environment {name!r}; known: {known}")
     return _REGISTRY[name]
+
+
+def _imported(module: str, attribute: str) -> EnvironmentKind:
+    try:
+        kind = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise EnvironmentError(
+            f"environment.name {module}:{attribute}: {error}; run where {module}.py lies, or set PYTHONPATH"
+        ) from None
+    if not isinstance(kind, EnvironmentKind):
+        raise EnvironmentError(
+            f"environment.name {module}:{attribute} is {type(kind).__name__}, not an envs.EnvironmentKind"
+        )
+    return kind
 
 
 def check_options(factory: Callable[..., object], options: Mapping[str, object], section: str) -> None:

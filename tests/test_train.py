@@ -5,7 +5,6 @@ Runs that are compared are fed the groups of one uninterrupted run, whatever the
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -154,18 +153,3 @@ def test_wrong_weights_in_the_engine_are_caught(
     assert not (output / "groups" / "000001.npz").exists()
     assert run("never", output, arguments, "--resume") == 0
     assert len(read_rows(output / "metrics.jsonl")) == STEPS
-
-
-@pytest.mark.learn
-def test_an_agent_masters_a_small_game(arguments: list[str], tmp_path: Path) -> None:
-    output = tmp_path / "run"
-    model = arguments[1:5]  # the shared policy and engine
-    done = launch(
-        ["-m", "gigpo_mega.train"], str(ROOT / "tests/parity.yaml"), *model,
-        "--output", str(output),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    before, after = (json.loads((output / f"evaluation_{i:06d}.json").read_text()) for i in (0, 24))
-    assert before["success"] < 0.3
-    assert after["success"] > 0.9
-    assert (output / "report.html").stat().st_size > 10_000

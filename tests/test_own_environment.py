@@ -1,0 +1,61 @@
+"""The files of docs/environments/your_own.md, in a folder of their own, make an agent that learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from envs.base import EnvironmentError, lookup
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/environments/your_own.md"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the page's files."""
+    blocks = re.findall(r"^`([\w.]+)`: .*?^```\w+\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in blocks] == ["corridor.py", "corridor.yaml", "cold.yaml"]
+    for name, text in blocks:
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def start(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *command], cwd=folder, env=environment,
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.engine
+@pytest.mark.learn
+def test_the_pages_files_train(folder: Path) -> None:
+    for command in re.findall(r"^python (-m .*)$", PAGE.read_text(), re.MULTILINE):
+        done = start(folder, *command.split())
+        assert done.returncode == 0, done.stderr[-3000:]
+    output = folder / "runs/corridor"
+    before, after = (json.loads((output / f"evaluation_{i:06d}.json").read_text()) for i in (0, 10))
+    assert before["success"] < 0.6
+    assert after["success"] > 0.9
+    assert (output / "report.html").stat().st_size > 10_000
+
+
+def test_an_environment_that_cannot_be_imported_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(EnvironmentError, match=r"environment.name corridor:KIND: .*set PYTHONPATH"):
+        lookup("corridor:KIND")
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(EnvironmentError, match=r"corridor:NONE: .*no attribute 'NONE'"):
+        lookup("corridor:NONE")
+    with pytest.raises(EnvironmentError, match=r"corridor:LENGTH is int, not an envs.EnvironmentKind"):
+        lookup("corridor:LENGTH")
+    assert lookup("corridor:KIND").demonstrate is not None

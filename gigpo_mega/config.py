@@ -26,7 +26,8 @@ class ModelConfig:
     """The policy."""
 
     path: Path | None = None
-    """Hugging Face directory (config.json, tokenizer, safetensors) the policy starts from."""
+    """Hugging Face directory (config.json, tokenizer, safetensors) the policy starts from, or what
+    tools/convert.py import made of one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Parameter type of learner and engine."""
     layers: Literal["auto", "local", "te"] = "auto"
@@ -312,6 +313,8 @@ class CheckpointConfig:
     """Iterations between full checkpoints; collected groups are kept after every iteration anyway."""
     keep: int = 2
     """Full checkpoints kept."""
+    background: bool = False
+    """Write checkpoints from a copy in host memory while the run goes on."""
     export: bool = True
     """Write the final policy as a Hugging Face directory."""
 

@@ -11,6 +11,7 @@ from envs.base import lookup
 from gigpo_mega import options
 from gigpo_mega.config import Config
 from gigpo_mega.errors import UserError, run_main
+from gigpo_mega.rollout.server import holds_weights
 from gigpo_mega.rollout.session import RolloutSession
 from gigpo_mega.rollout.summary import evaluation_record
 from gigpo_mega.tasks import load_tasks
@@ -20,6 +21,8 @@ def evaluate(cfg: Config) -> dict[str, Any]:
     """Play `evaluation.episodes` games with the policy at `model.path`; returns the panel's record."""
     if cfg.model.path is None:
         raise UserError("model.path is not set; give the Hugging Face directory of the policy to evaluate")
+    if not holds_weights(cfg.model.path):
+        raise UserError(f"model.path: {cfg.model.path} has no *.safetensors; see tools/convert.py export")
     _, held_out = load_tasks(cfg)
     with RolloutSession(cfg, cfg.model.path, cfg.output) as session:
         groups = session.collect(held_out, 1, cfg.evaluation.temperature, name="evaluate")

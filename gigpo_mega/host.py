@@ -17,6 +17,7 @@ from gigpo_mega.config import Config
 from gigpo_mega.errors import UserError
 from gigpo_mega.journal import Journal
 from gigpo_mega.learner.parallel import Layout
+from gigpo_mega.rollout.server import holds_weights
 from gigpo_mega.rollout.session import RolloutSession
 from gigpo_mega.rollout.summary import evaluation_record
 from gigpo_mega.tasks import TaskStream
@@ -47,7 +48,7 @@ class Host:
         self.journal = Journal(cfg.output / "groups")
         self._stack = ExitStack()
         # A server of the user's holds whatever it held last.
-        self._pushed = 0 if cfg.engine.url is None else None
+        self._pushed = 0 if cfg.engine.url is None and holds_weights(model) else None
 
     def __enter__(self) -> Self:
         if self._layout.leader:

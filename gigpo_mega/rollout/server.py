@@ -25,13 +25,18 @@ CPU_KV_TOKENS = 65536  # SGLang would fill 30% of the memory; this holds 128 age
 Progress = Callable[[float, str], None]
 
 
+def holds_weights(model: Path) -> bool:
+    """True where a model directory has Hugging Face weights; an imported checkpoint has megatron's only."""
+    return any(model.glob("*.safetensors"))
+
+
 class SGLangServer:
     """A server for the Hugging Face directory `model`; a context manager.
 
     Launches `sglang.launch_server` where there is a GPU and the CPU launcher elsewhere, or only checks the
-    server at `config.url`. `version` tags the weights it starts with. `on_progress(seconds, last log line)`
-    is called about twice a second during start-up. Raises UserError, one line, where the server does not
-    become healthy.
+    server at `config.url`. `version` tags the weights it starts with; where `model` holds none, they are
+    random and tagged "none" until weights are pushed. `on_progress(seconds, last log line)` is called about
+    twice a second during start-up. Raises UserError, one line, where the server does not become healthy.
     """
 
     def __init__(
@@ -48,7 +53,8 @@ class SGLangServer:
         self._model = model
         self._config = config
         self._log = log
-        self._flags = ["--dtype", dtype, "--weight-version", str(version), "--random-seed", str(seed)]
+        weights = [str(version)] if holds_weights(model) else ["none", "--load-format", "dummy"]
+        self._flags = ["--dtype", dtype, "--random-seed", str(seed), "--weight-version", *weights]
         self._on_progress = on_progress or (lambda _seconds, _line: None)
         self._process: subprocess.Popen[bytes] | None = None
         self.url = (config.url or f"http://127.0.0.1:{config.port or free_port()}").rstrip("/")

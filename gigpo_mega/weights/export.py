@@ -53,7 +53,7 @@ def load(policy: Policy, shape: ModelShape, layout: Layout, directory: Path) -> 
     with torch.no_grad():
         for place, parameter in _parameters(policy, shape):
             whole = place.layout.merge([reader.tensor(name) for name in place.hf], shape)
-            parameter.copy_(place.layout.split(whole, layout.tensor)[layout.tensor_rank])
+            parameter.copy_(place.layout.shard(whole, layout.tensor, layout.tensor_rank))
 
 
 def save(policy: Policy, shape: ModelShape, layout: Layout, source: Path, directory: Path) -> None:

@@ -31,18 +31,20 @@ class Layout:
     blocks: int = 1
     padded: bool = False  # with zeros along the axis, to a multiple of the ranks
 
-    def split(self, whole: Tensor, ranks: int) -> list[Tensor]:
-        """One shard for each tensor-parallel rank."""
+    def pad(self, whole: Tensor, ranks: int) -> Tensor:
+        """The whole tensor as `ranks` tensor-parallel ranks hold it together."""
+        missing = -whole.shape[0] % ranks if self.padded else 0
+        return torch.cat([whole, whole.new_zeros(missing, *whole.shape[1:])]) if missing else whole
+
+    def shard(self, whole: Tensor, ranks: int, rank: int) -> Tensor:
+        """The part of one of `ranks` tensor-parallel ranks."""
         if self.axis is None:
-            return [whole] * ranks
-        if self.padded:
-            missing = -whole.shape[0] % ranks
-            whole = torch.cat([whole, whole.new_zeros(missing, *whole.shape[1:])]) if missing else whole
-        blocks = [block.chunk(ranks, self.axis) for block in whole.chunk(self.blocks, self.axis)]
-        return [torch.cat(shard, self.axis) for shard in zip(*blocks, strict=True)]
+            return whole
+        blocks = self.pad(whole, ranks).chunk(self.blocks, self.axis)
+        return torch.cat([block.chunk(ranks, self.axis)[rank] for block in blocks], self.axis)
 
     def join(self, shards: list[Tensor]) -> Tensor:
-        """The inverse of `split`, padding included."""
+        """All ranks' parts -> the whole tensor, padding included."""
         if self.axis is None:
             return shards[0]
         blocks = zip(*(shard.chunk(self.blocks, self.axis) for shard in shards), strict=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,9 +109,15 @@ class _Planner(DefaultSavePlanner):
     def __init__(self, shape: ModelShape, ranks: int, read: Callable[[Entry], Tensor]) -> None:
         super().__init__()
         self._shape, self._ranks = shape, ranks
-        self._source: dict[MetadataIndex, tuple[Entry, int, int]] = {}
-        self._whole = functools.lru_cache(maxsize=1)(lambda name: read(self._entries[name]))
+        self._regions: dict[MetadataIndex, tuple[str, tuple[slice, ...]]] = {}
         self._entries: dict[str, Entry] = {}
+
+        @functools.lru_cache(maxsize=1)  # the blocks of a rank come one after the other
+        def whole(name: str) -> Tensor:
+            entry = self._entries[name]
+            return entry.layout.pad(read(entry), ranks)
+
+        self._whole = whole
 
     def items(self, entry: Entry, rank: int, dtype: torch.dtype) -> Iterator[WriteItem]:
         """The chunks of `entry` that tensor-parallel `rank` writes; a replicated one is the first rank's."""
@@ -120,19 +126,17 @@ class _Planner(DefaultSavePlanner):
             return
         self._entries[entry.name] = entry
         size = [n // layout.blocks if i == layout.axis else n for i, n in enumerate(entry.shard(self._ranks))]
-        for block, start in enumerate(entry.offsets(self._ranks, rank)):
+        for start in entry.offsets(self._ranks, rank):
             chunk, whole = _stacked(entry, start, tuple(size), self._shape, entry.whole(self._ranks))
             index = MetadataIndex(entry.key, chunk.offsets)
-            self._source[index] = entry, rank, block
+            self._regions[index] = entry.name, _region(start, size)
             data = TensorWriteData(chunk, TensorProperties(dtype), whole)
             yield WriteItem(index, WriteItemType.SHARD, tensor_data=data)
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
-        entry, rank, block = self._source[write_item.index]
-        shard = entry.layout.split(self._whole(entry.name), self._ranks)[rank]
-        tensor = shard.chunk(entry.layout.blocks)[block] if entry.layout.blocks > 1 else shard
+        name, region = self._regions[write_item.index]
         assert write_item.tensor_data is not None
-        return tensor.reshape(write_item.tensor_data.chunk.sizes)
+        return self._whole(name)[region].reshape(write_item.tensor_data.chunk.sizes)
 
 
 class ShardedReader:
@@ -230,11 +234,14 @@ class _Into(DefaultLoadPlanner):
         self._out = out
 
     def resolve_tensor(self, read_item: ReadItem) -> Tensor:
-        starts, lengths = read_item.dest_offsets, read_item.lengths
-        return self._out[tuple(slice(s, s + n) for s, n in zip(starts, lengths, strict=True))]
+        return self._out[_region(read_item.dest_offsets, read_item.lengths)]
 
     def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
         pass
+
+
+def _region(start: Iterable[int], size: Iterable[int]) -> tuple[slice, ...]:
+    return tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
 
 
 def _stacked(

@@ -46,7 +46,7 @@ def test_every_tensor_comes_back_through_every_split(split: tuple[ModelShape, in
         hf = [torch.randn(dims, generator=generator) for dims in place.hf.values()]
         whole = place.layout.merge(hf, shape)
         assert whole.shape == place.whole(ranks=1)
-        shards = place.layout.split(whole, ranks)
+        shards = [place.layout.shard(whole, ranks, rank) for rank in range(ranks)]
         assert [tuple(s.shape) for s in shards] == [place.shard(ranks)] * ranks
         joined = place.layout.join(shards)
         assert joined.shape == place.whole(ranks)
@@ -61,8 +61,8 @@ def test_blocks_of_all_ranks_tile_the_whole_tensor(split: tuple[ModelShape, int]
     for place in entries(shape):
         whole = torch.arange(torch.Size(place.whole(ranks)).numel()).reshape(place.whole(ranks))
         tiled = torch.full_like(whole, -1)
-        for rank, shard in enumerate(place.layout.split(whole, ranks)):
-            blocks = shard.chunk(place.layout.blocks)
+        for rank in range(ranks):
+            blocks = place.layout.shard(whole, ranks, rank).chunk(place.layout.blocks)
             for start, block in zip(place.offsets(ranks, rank), blocks, strict=True):
                 region = tuple(slice(s, s + n) for s, n in zip(start, block.shape, strict=True))
                 tiled[region] = block
@@ -93,14 +93,14 @@ def test_queries_stand_beside_their_key_value_head() -> None:
 def test_a_rank_has_its_part_of_gate_and_of_up() -> None:
     gate, up = torch.arange(8.0)[:, None], 100 + torch.arange(8.0)[:, None]
     place = entry("decoder.layers.0.mlp.linear_fc1.weight", SHAPE)
-    shards = place.layout.split(place.layout.merge([gate, up], SHAPE), 2)
-    assert shards[1][:, 0].tolist() == [4, 5, 6, 7, 104, 105, 106, 107]
+    shard = place.layout.shard(place.layout.merge([gate, up], SHAPE), ranks=2, rank=1)
+    assert shard[:, 0].tolist() == [4, 5, 6, 7, 104, 105, 106, 107]
     assert place.offsets(2, 1) == [(4, 0), (12, 0)]
 
 
 def test_vocabulary_is_padded_with_zeros_and_trimmed_again() -> None:
     place = entry("embedding.word_embeddings.weight", SHAPE)
-    shards = place.layout.split(torch.ones(7, 6), 2)
+    shards = [place.layout.shard(torch.ones(7, 6), 2, rank) for rank in range(2)]
     assert [list(s.shape) for s in shards] == [[4, 6], [4, 6]]
     assert not shards[1][3].any()
     assert place.layout.separate(place.layout.join(shards), SHAPE)[0].shape == (7, 6)

@@ -50,13 +50,17 @@ def train(cfg: Config) -> None:
         try:
             for step in range(start, cfg.steps):
                 iterate(cfg, learner, host, stop, step)
+                checkpoints.poll(learner)
                 if learner.iteration % cfg.checkpoint.every == 0 or learner.iteration == cfg.steps:
                     checkpoints.save(learner)
                     shared(layout, lambda: host.journal.forget(before=checkpoints.oldest() or 0))
+            checkpoints.finish(learner)
             _evaluate(learner, host, stop)
         except KeyboardInterrupt:
+            checkpoints.finish(learner)
             if (checkpoints.newest() or 0) != learner.iteration:
                 checkpoints.save(learner)
+                checkpoints.finish(learner)
             raise
     if cfg.checkpoint.export:
         weights.save(learner.policy, shape, layout, model, cfg.output / "policy")

@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
-import queue
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from gigpo_mega.config import CheckpointConfig
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner import random_state, torch_adam
-from gigpo_mega.learner.model import PolicyModel
+from gigpo_mega.learner import manifest, random_state, shards, torch_adam
 from gigpo_mega.learner.update import Learner
 
-from megatron.core import dist_checkpointing  # isort: skip  (learner.update has installed the CPU patches)
-from megatron.core.dist_checkpointing.strategies import filesystem_async  # isort: skip
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer  # isort: skip
-
-# We save in the foreground: megatron's own queue starts a process that imports the whole program once more.
-filesystem_async._results_queue = queue.Queue()
-logging.getLogger(filesystem_async.__name__).setLevel(logging.CRITICAL)  # what it logs, it raises too
-
-# Optimizer shards that a run with another layout can read.
-_SHARDING: dict[str, Any] = {
-    "distrib_optim_sharding_type": "fully_reshardable",
-    "distrib_optim_fully_reshardable_mem_efficient": False,
-}
 _STATE = "state.json"
+_LEARNER = "learner"  # the folder of the sharded state within a checkpoint
 _FAILURES = (Exception, CheckpointException)  # torch's derives from BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A checkpoint that is being written."""
+
+    iteration: int
+    partial: Path
+    writing: shards.Writing
+    state: dict[str, Any]  # state.json but for the files
 
 
 class Checkpoints:
@@ -44,6 +39,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, cfg: CheckpointConfig) -> None:
         self._folder, self._cfg = folder, cfg
+        self._pending: _Pending | None = None
 
     def newest(self) -> int | None:
         """The iteration of the newest checkpoint, or None."""
@@ -56,13 +52,16 @@ class Checkpoints:
     def resumable(self) -> int:
         """The iteration to resume from, that of the newest intact checkpoint; 0 where there is none at all.
 
-        Newer ones that are damaged are named on stderr. Raises UserError where every one is damaged.
+        Every file is read and compared with its checksum. Newer checkpoints that are damaged are named on
+        stderr, with the file. Raises UserError where every one is damaged.
         """
         iterations = sorted(self._all(), reverse=True)
         for iteration in iterations:
-            if _intact(self._path(iteration)):
+            path = self._path(iteration)
+            damage = _damage(path)
+            if damage is None:
                 return iteration
-            sys.stderr.write(f"{self._path(iteration)} is damaged; trying the one before it\n")
+            sys.stderr.write(f"{path} is damaged ({damage}); trying the one before it\n")
         if iterations:
             raise UserError(f"output: every checkpoint in {self._folder} is damaged; choose another output")
         return 0
@@ -70,17 +69,39 @@ class Checkpoints:
     def save(self, learner: Learner) -> None:
         """Write everything, then rename; older checkpoints beyond `keep` go afterwards.
 
-        Raises UserError where it cannot be written; the last good checkpoint stays as it was.
+        With `background`, only copies the state: the checkpoint appears with a later call of `poll` or
+        `finish`. Raises UserError where it cannot be written; the last good checkpoint stays as it was.
         """
-        final = self._path(learner.iteration)
-        partial = final.with_name(final.name + ".partial")
+        self.finish(learner)
+        learner.synchronize()
+        partial = self._path(learner.iteration).with_suffix(".partial")
         try:
-            _together(learner, partial, lambda: _fresh(partial, _size(learner)), leader=True)
-            _together(learner, partial, lambda: _write(learner, partial))
-            _together(learner, final, lambda: self._publish(learner, partial, final), leader=True)
+            _together(learner, partial, lambda: self._fresh(partial, shards.size(learner)), leader=True)
+            _together(learner, partial, lambda: self._begin(learner, partial))
+            if not self._cfg.background:
+                self._complete(learner)
         except UserError:
-            if learner.layout.leader:
-                shutil.rmtree(partial, ignore_errors=True)
+            self._give_up(learner, partial)
+            raise
+
+    def poll(self, learner: Learner) -> None:
+        """Publish the checkpoint that `save` began, where every rank has written its part."""
+        if self._pending is None:
+            return
+        done: list[bool] = [False] * learner.layout.world
+        dist.all_gather_object(done, self._pending.writing.done)
+        if all(done):
+            self.finish(learner)
+
+    def finish(self, learner: Learner) -> None:
+        """Wait for the checkpoint that `save` began, and publish it."""
+        if self._pending is None:
+            return
+        partial = self._pending.partial
+        try:
+            self._complete(learner)
+        except UserError:
+            self._give_up(learner, partial)
             raise
 
     def load(self, learner: Learner, iteration: int) -> None:
@@ -89,7 +110,9 @@ class Checkpoints:
         try:
             state = json.loads((path / _STATE).read_text())
             _check_shape(path, state["shape"], asdict(learner.shape))
-            _read(learner, path, state)
+            shards.read(learner, path / _LEARNER, state["optimizer_steps"])
+            learner.scheduler.load_state_dict(state["scheduler"])
+            random_state.load(path / "random.pt")
         except UserError:
             raise
         except _FAILURES as error:
@@ -104,57 +127,65 @@ class Checkpoints:
     def _path(self, iteration: int) -> Path:
         return self._folder / f"iteration_{iteration:06d}"
 
-    def _publish(self, learner: Learner, partial: Path, final: Path) -> None:
-        (partial / _STATE).write_text(json.dumps(_state(learner, partial), indent=1))
+    def _fresh(self, partial: Path, size: int) -> None:
+        """An empty folder on a disk with room for `size` bytes, and none that a killed run left behind."""
+        for stale in self._folder.glob("*.partial"):
+            shutil.rmtree(stale, ignore_errors=True)
+        (partial / _LEARNER).mkdir(parents=True)
+        if shutil.disk_usage(partial).free < size:
+            raise OSError(f"a checkpoint needs {size / 2**20:.1f} MiB")
+
+    def _begin(self, learner: Learner, partial: Path) -> None:
+        """Copy the state as it is now; the copy is written from here on."""
+        writing = shards.Writing(learner, partial / _LEARNER, self._cfg.background)
+        if learner.layout.leader:
+            random_state.save(partial / "random.pt")
+        state = {
+            "iteration": learner.iteration,
+            "shape": asdict(learner.shape),
+            "scheduler": learner.scheduler.state_dict(),
+            "optimizer_steps": torch_adam.step_count(learner.optimizer) if torch_adam.USED else None,
+        }
+        self._pending = _Pending(learner.iteration, partial, writing, state)
+
+    def _complete(self, learner: Learner) -> None:
+        assert self._pending is not None
+        pending, self._pending = self._pending, None
+        _together(learner, pending.partial, pending.writing.wait)
+        _together(learner, pending.partial, pending.writing.finalize)
+        files: list[manifest.Files] = [{}] * learner.layout.world
+        dist.all_gather_object(files, pending.writing.files)
+        final = self._path(pending.iteration)
+        _together(learner, final, lambda: self._publish(pending, files, final), leader=True)
+
+    def _publish(self, pending: _Pending, written: list[manifest.Files], final: Path) -> None:
+        """Describe what the ranks have `written` and what this one did, rename, forget older checkpoints."""
+        partial = pending.partial
+        files = {f"{_LEARNER}/{name}": entry for part in written for name, entry in part.items()}
+        others = (p for p in partial.rglob("*") if p.is_file() and str(p.relative_to(partial)) not in files)
+        files |= manifest.describe(partial, others)
+        (partial / _STATE).write_text(json.dumps(pending.state | {"files": files}, indent=1))
         _sync(partial)
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
-        past = sorted(i for i in self._all() if i <= learner.iteration)
+        past = sorted(i for i in self._all() if i <= pending.iteration)
         for iteration in past[: -self._cfg.keep]:
             shutil.rmtree(self._path(iteration))
 
-
-def _fresh(partial: Path, size: int) -> None:
-    """An empty folder on a disk with room for `size` bytes."""
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "learner").mkdir(parents=True)
-    if shutil.disk_usage(partial).free < size:
-        raise OSError(f"a checkpoint needs {size / 2**20:.1f} MiB")
+    def _give_up(self, learner: Learner, partial: Path) -> None:
+        self._pending = None
+        if learner.layout.leader:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
-def _size(learner: Learner) -> int:
-    """Bytes of a checkpoint: a weight, an fp32 copy and two moments per parameter, over all shards."""
-    shard = sum(p.numel() * (p.element_size() + 12) for p in learner.policy.parameters())
-    return shard * learner.layout.tensor * learner.layout.pipeline
-
-
-def _write(learner: Learner, partial: Path) -> None:
-    state = _sharded(learner, loading=False)
-    dist_checkpointing.save(state, str(partial / "learner"), content_metadata=_SHARDING)
-    if learner.layout.leader:
-        random_state.save(partial / "random.pt")
-
-
-def _state(learner: Learner, partial: Path) -> dict[str, Any]:
-    """What state.json says: the model, small state, and the size of every other file."""
-    files = (path for path in partial.rglob("*") if path.is_file() and path.name != _STATE)
-    return {
-        "iteration": learner.iteration,
-        "shape": asdict(learner.shape),
-        "scheduler": learner.scheduler.state_dict(),
-        "optimizer_steps": torch_adam.step_count(learner.optimizer) if torch_adam.USED else None,
-        "files": {str(path.relative_to(partial)): path.stat().st_size for path in files},
-    }
-
-
-def _intact(path: Path) -> bool:
-    """True where every file of a checkpoint is there in its full size."""
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
     try:
-        files: dict[str, int] = json.loads((path / _STATE).read_text())["files"]
-        return all((path / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError):
-        return False
+        files: manifest.Files = json.loads((path / _STATE).read_text())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{_STATE}: {_reason(error)}"
+    return manifest.damage(path, files)
 
 
 def _check_shape(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -164,34 +195,6 @@ def _check_shape(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
             f"output: {path} is a checkpoint of another model: {', '.join(different)}; "
             "choose another output or the model it was made with"
         )
-
-
-def _read(learner: Learner, path: Path, state: dict[str, Any]) -> None:
-    if torch_adam.USED:
-        torch_adam.prefill(learner.optimizer)
-    sharded = _sharded(learner, loading=True)
-    loaded = cast(dict[str, Any], dist_checkpointing.load(sharded, str(path / "learner")))
-    for name, chunk in _chunks(learner):
-        chunk.load_state_dict(loaded[name])
-    learner.optimizer.load_state_dict(loaded["optimizer"])
-    if torch_adam.USED:
-        torch_adam.restore_step_count(learner.optimizer, state["optimizer_steps"])
-    learner.scheduler.load_state_dict(state["scheduler"])
-    random_state.load(path / "random.pt")
-
-
-def _sharded(learner: Learner, loading: bool) -> dict[str, Any]:
-    metadata = _SHARDING | {"dp_cp_group": learner.layout.replica_group}
-    model = {name: chunk.sharded_state_dict(metadata=metadata) for name, chunk in _chunks(learner)}
-    distributed = isinstance(torch_adam.parts(learner.optimizer)[0], DistributedOptimizer)
-    options = {"metadata": metadata} if distributed else {}
-    optimizer = learner.optimizer.sharded_state_dict(model, is_loading=loading, **options)
-    return model | {"optimizer": optimizer}
-
-
-def _chunks(learner: Learner) -> list[tuple[str, PolicyModel]]:
-    """This rank's parts of the policy; what is inside goes by names that no layout changes."""
-    return [(f"model{i}", chunk) for i, chunk in enumerate(learner.policy)]
 
 
 def _sync(folder: Path) -> None:

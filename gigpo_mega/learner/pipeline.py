@@ -15,7 +15,7 @@ from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator  #
 from megatron.core.pipeline_parallel.schedules import get_schedule_table  # noqa: E402
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 
-Shape = tuple[int, ...]
+Shape = list[int]
 
 
 class Communicator(P2PCommunicator):
@@ -41,6 +41,6 @@ class Communicator(P2PCommunicator):
         self, tensor_send_next: Any, tensor_send_prev: Any, recv_prev: bool, recv_next: bool
     ) -> tuple[Shape, Shape]:
         return (
-            next(self._activations) if recv_prev else (),
-            next(self._gradients) if recv_next else (),
+            next(self._activations) if recv_prev else [],
+            next(self._gradients) if recv_next else [],
         )

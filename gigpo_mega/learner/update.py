@@ -163,7 +163,7 @@ class Learner:
         """megatron's schedule over `batches`: what `reduce` made of each on the last stage, else nothing."""
         config = self.policy.config
         ways = self.layout.context * (self.layout.tensor if config.sequence_parallel else 1)
-        shapes = [(b.tokens.shape[1] // ways, len(b.tokens), config.hidden_size) for b in batches]
+        shapes = [[b.tokens.shape[1] // ways, len(b.tokens), config.hidden_size] for b in batches]
         return get_forward_backward_func()(
             forward_step_func=partial(self._forward_step, reduce=reduce),
             data_iterator=_one_or_all([iter(enumerate(batches)) for _ in chunks]),

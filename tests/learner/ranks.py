@@ -1,7 +1,8 @@
 """Runs cases of the learner on every rank of a launch and prints what rank 0 found, one JSON line a case.
 
-    torchrun --nproc-per-node 2 tests/learner/ranks.py POLICY OUTPUT CASE:TENSOR[:sp][:plain]...
+    torchrun --nproc-per-node 4 tests/learner/ranks.py POLICY OUTPUT train:tensor=2:pipeline=2:packed=false ...
 
+A case is a function here and the fields of ParallelConfig, BatchConfig and ModelConfig that it changes.
 Starting processes and importing megatron costs seconds, so one launch runs many cases.
 """
 
@@ -12,19 +13,21 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import yaml
 
-from gigpo_mega.batching import pack
 from gigpo_mega.config import (
     BatchConfig,
+    CheckpointConfig,
     Config,
     EngineConfig,
+    ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -57,24 +60,41 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """Where this world and layout keep their checkpoints."""
-        kind = "distributed" if self.cfg.parallel.distributed_optimizer else "plain"
-        return self.output / f"world{self.layout.world}_tensor{self.layout.tensor}_{kind}"
+        """Where this layout keeps its checkpoints."""
+        return self.output / folder(self.layout.world, self.cfg.parallel)
 
 
-def config(tensor: int, sequence_parallel: bool = False, distributed_optimizer: bool = True) -> Config:
-    """Two updates an iteration with KL and entropy, a decaying learning rate and clipping that bites."""
-    return Config(
-        parallel=ParallelConfig(
-            tensor=tensor, sequence_parallel=sequence_parallel, distributed_optimizer=distributed_optimizer
-        ),
+def folder(world: int, parallel: ParallelConfig) -> str:
+    """The name of the folder where a layout keeps its checkpoints."""
+    kind = "distributed" if parallel.distributed_optimizer else "plain"
+    sizes = (parallel.tensor, parallel.pipeline, parallel.virtual_pipeline, parallel.context)
+    return "_".join(["world", str(world), *map(str, sizes), kind])
+
+
+def config(**changes: Any) -> Config:
+    """Three updates an iteration with KL and entropy, a decaying learning rate and clipping that bites.
+
+    `changes` are fields of the parallel, batch, model and checkpoint sections.
+    """
+
+    def section(kind: type[Any], **defaults: Any) -> Any:
+        names = {f.name for f in fields(kind)} & changes.keys()
+        return kind(**defaults | {name: changes.pop(name) for name in names})
+
+    cfg = Config(
+        model=section(ModelConfig),
+        checkpoint=section(CheckpointConfig),
+        parallel=section(ParallelConfig),
+        # Adam's epsilon is above the gradients' rounding: a key's bias has no gradient but that.
         optimizer=OptimizerConfig(
-            lr=1e-2, schedule="linear", warmup_updates=1, decay_updates=20, grad_clip=0.5
+            lr=1e-2, schedule="linear", warmup_updates=1, decay_updates=20, grad_clip=0.5, epsilon=1e-5
         ),
         objective=ObjectiveConfig(kl_coef=0.05, entropy_coef=0.01),
-        batch=BatchConfig(rows=ROWS // 2, microbatch_tokens=150),
+        batch=section(BatchConfig, rows=ROWS // 3, microbatch_tokens=100),
         engine=EngineConfig(max_logprob_gap=100.0),  # the test rows' log-probs are random
     )
+    assert not changes, f"no such fields: {changes}"
+    return cfg
 
 
 def table(steps: tuple[Step, ...]) -> tuple[RowTable, Advantages]:
@@ -106,33 +126,47 @@ def iterate(made: Learner, cfg: Config, iteration: int) -> dict[str, float]:
     return metrics
 
 
-def digest(made: Learner) -> dict[str, list[float]]:
-    """Every weight, as whole Hugging Face tensors: sum, and sum of magnitudes, in float64."""
-    return {
-        name: [float(t.double().sum()), float(t.double().abs().sum())]
-        for name, t in weights.export(made.policy, made.shape, made.layout)
-    }
+def outcome(made: Learner, place: Place, metrics: list[dict[str, float]]) -> dict[str, Any]:
+    """The metrics, which all ranks must share, and the weights' sums and distance from one process's.
+
+    The first case of one process writes the weights that the others are compared with.
+    """
+    everyone: list[Any] = [None] * place.layout.world
+    dist.all_gather_object(everyone, metrics)
+    assert all(metrics == other for other in everyone)
+    whole = {name: t.float().clone() for name, t in weights.export(made.policy, made.shape, made.layout)}
+    reference = place.output / "weights.pt"
+    if place.layout.world == 1 and not reference.exists():
+        torch.save(whole, reference)
+    expected = torch.load(reference, weights_only=True)
+    assert whole.keys() == expected.keys()
+    distance = max(float((whole[name] - expected[name]).abs().max()) for name in whole)
+    sums = {name: float(t.double().sum()) for name, t in whole.items()}
+    return {"metrics": metrics, "distance": distance, "weights": sums}
 
 
 def case_train(place: Place) -> dict[str, Any]:
-    """Two iterations with a checkpoint between them: all metrics, then all weights."""
+    """Two iterations with a checkpoint between them."""
     made = learner(place)
     first = iterate(made, place.cfg, 0)
-    Checkpoints(place.folder, place.cfg.checkpoint).save(made)
-    return {"metrics": [first, iterate(made, place.cfg, 1)], "weights": digest(made)}
+    checkpoints = Checkpoints(place.folder, place.cfg.checkpoint)
+    checkpoints.save(made)
+    second = iterate(made, place.cfg, 1)
+    checkpoints.finish(made)  # one written in the background holds nothing of the second iteration
+    return outcome(made, place, [first, second])
 
 
 def case_resume(place: Place, written_by: str | None = None) -> dict[str, Any]:
     """The second iteration of `case_train` from its checkpoint."""
     made = learner(place)
-    folder = place.output / written_by if written_by else place.folder
-    Checkpoints(folder, place.cfg.checkpoint).load(made, 1)
-    return {"metrics": [iterate(made, place.cfg, 1)], "weights": digest(made)}
+    source = place.output / written_by if written_by else place.folder
+    Checkpoints(source, place.cfg.checkpoint).load(made, 1)
+    return outcome(made, place, [iterate(made, place.cfg, 1)])
 
 
 def case_reshard(place: Place) -> dict[str, Any]:
-    """The same from the checkpoint that one process wrote."""
-    return case_resume(place, "world1_tensor1_distributed")
+    """The same from the checkpoint that two tensor x two pipeline ranks wrote."""
+    return case_resume(place, folder(4, ParallelConfig(tensor=2, pipeline=2)))
 
 
 @contextmanager
@@ -165,7 +199,7 @@ def case_score(place: Place) -> dict[str, Any]:
     """Log-probabilities of this rank's rows, by row."""
     made = learner(place)
     steps = random_steps(ROWS)
-    batches = pack(steps, np.arange(ROWS), 150, ranks=place.layout.data, rank=place.layout.data_rank)
+    batches = made.pack(steps, np.arange(ROWS))
     found: dict[int, list[float]] = {}
     for batch, scores in zip(batches, made.score(batches), strict=True):
         parts = np.split(scores, np.cumsum(batch.lengths)[:-1])
@@ -195,18 +229,23 @@ def case_logprob(place: Place) -> dict[str, Any]:
     return {"errors": dict(zip(names, largest, strict=True))}
 
 
+def run(policy: Path, output: Path, spec: str) -> dict[str, Any] | None:
+    """The result of one case; None on all ranks but the first."""
+    name, *changes = spec.split(":")
+    cfg = config(**{key: yaml.safe_load(value) for key, value in (c.split("=") for c in changes)})
+    layout = parallel.initialize(cfg.parallel, seed=0)
+    result = globals()[f"case_{name}"](Place(cfg, policy, output, layout))
+    parallel_state.destroy_model_parallel()  # the next case may ask for another layout
+    return {"case": spec, "world": layout.world} | result if layout.leader else None
+
+
 def main() -> None:
     """Run each case in its layout."""
-    policy, output = Path(sys.argv[1]), Path(sys.argv[2])
     for spec in sys.argv[3:]:
-        name, tensor, *flags = spec.split(":")
-        cfg = config(int(tensor), "sp" in flags, "plain" not in flags)
-        layout = parallel.initialize(cfg.parallel, seed=0)
-        result = globals()[f"case_{name}"](Place(cfg, policy, output, layout))
-        if layout.leader:
-            sys.stdout.write("RESULT " + json.dumps({"case": spec, "world": layout.world} | result) + "\n")
+        result = run(Path(sys.argv[1]), Path(sys.argv[2]), spec)
+        if result:
+            sys.stdout.write("RESULT " + json.dumps(result) + "\n")
             sys.stdout.flush()
-        parallel_state.destroy_model_parallel()  # the next case may ask for another layout
     dist.destroy_process_group()
 
 

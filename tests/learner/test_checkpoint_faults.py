@@ -26,7 +26,7 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def learner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Learner]:
     """A learner that has made one iteration."""
-    cfg = ranks.config(tensor=1)
+    cfg = ranks.config()
     layout = parallel.initialize(cfg.parallel, seed=0)
     policy = write_policy(tmp_path_factory.mktemp("policy"))
     made = ranks.learner(ranks.Place(cfg, policy, policy, layout))

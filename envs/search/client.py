@@ -10,7 +10,8 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from envs.base import EnvironmentError
-from envs.search.retrieval import Hit, Passage
+from envs.search.retrieval import Hit
+from envs.search.wire import read_hit
 
 _RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE = 30.0  # seconds
@@ -101,13 +102,6 @@ class RemoteRetriever:
 
     def _read(self, answer: bytes) -> list[list[Hit]]:
         try:
-            return [[_hit(item) for item in hits] for hits in json.loads(answer)["result"]]
+            return [[read_hit(item) for item in hits] for hits in json.loads(answer)["result"]]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RetrieverError(f"retriever {self.url}: unreadable answer: {error!r}") from None
-
-
-def _hit(item: Mapping[str, Any]) -> Hit:
-    """One result: {document, score}, or the document itself where no scores are returned."""
-    document = item.get("document", item)
-    contents = document["contents"] if "contents" in document else f"{document['title']}\n{document['text']}"
-    return Hit(Passage(str(document.get("id", "")), str(contents)), float(item.get("score", 0.0)))

@@ -22,9 +22,9 @@ def demonstrate(
 ) -> Demonstration:
     """One expert episode in an environment made with `options`, but for its `max_steps`.
 
-    A hop is looked up by its query. With probability `detour` a worse query comes first where the turns
-    allow it. It gives the accepted answer that the last passages hold. Raises EnvironmentError for a question
-    without hops.
+    A hop is looked up by its query. With probability `detour` a worse query comes before it, and again, while
+    there are turns to spare. It gives the accepted answer that the last passages hold. Raises EnvironmentError
+    for a question without hops.
     """
     question = Question.from_json(task.source)
     if not question.hops:
@@ -43,7 +43,7 @@ def demonstrate(
 
 def _queries(question: Question, rng: Random, detour: float, spare: int) -> Iterator[str]:
     for hop in question.hops:
-        if spare > 0 and rng.random() < detour:
+        while spare > 0 and rng.random() < detour:
             spare -= 1
             yield rng.choice(_worse(question, hop))
         yield hop.query

@@ -39,8 +39,8 @@ def _match(pattern: str, *others: Callable[[re.Match[str]], str]) -> Read:
     return read
 
 
-_MEASURE = r"([\d,.]+ {unit})(?: \(.*\)|;.*)?"
-_DATE = _match(r"(\d{1,2} [A-Z][a-z]+ \d{4})(?: \(.*\))?", lambda found: _american(found[1]))
+_MEASURE = r"([\d,.]+ {unit})(?: \([^()]*\))?(?: ?;.*)?"
+_DATE = _match(r"(\d{1,2} [A-Z][a-z]+ \d{4})(?: \([^()]*\))?", lambda found: _american(found[1]))
 
 
 def _american(date: str) -> str:
@@ -54,17 +54,17 @@ def _singular(found: re.Match[str]) -> str:
 
 RELATIONS = (
     Relation("capital", "What is the capital of {country}?", "Capital", "name",
-             _match(r"([^(;,]+?)(?: \(.*\))?")),
+             _match(r"([^(;,]+?)(?: \([^()]*\))?")),
     Relation("currency", "What is the currency of {country}?", "Exchange rates", "Currency",
              _match(r"([^(]+?) \(([A-Z]{3})\) per US dollar.*", _singular, lambda found: found[2])),
     Relation("domain", "What is the internet country code of {country}?", "Internet country code", "",
              _match(r"(\.[a-z]{2})")),
     Relation("highest", "What is the highest point of {country}?", "Elevation", "highest point",
-             _match(r"([^\d(;]+?) -?[\d,.]+ ?m?")),
+             _match(r"([^\d(;]+?)(?: \([^()]*\))? -?[\d,.]+ ?m?")),
     Relation("lowest", "What is the lowest point of {country}?", "Elevation", "lowest point",
-             _match(r"((?!.*Ocean)(?!.*Sea)[^\d(;]+?) -?[\d,.]+ ?m?")),
+             _match(r"((?!.*Ocean)(?!.*Sea)[^\d(;]+?)(?: \([^()]*\))? -?[\d,.]+ ?m?")),
     Relation("anthem", "What is the title of the national anthem of {country}?", "National anthem(s)",
-             "title", _match(r'"([^"]+)"(?: \(.*\))?')),
+             "title", _match(r'"([^"]+)"(?: \([^()]*\))?')),
     Relation("independence", "When did {country} become independent?", "Independence", "", _DATE),
     Relation("coastline", "How long is the coastline of {country}?", "Coastline", "",
              _match(_MEASURE.format(unit="km"), lambda found: found[1].removesuffix(" km"))),
@@ -73,7 +73,7 @@ RELATIONS = (
     Relation("age", "What is the median age in {country}?", "Median age", "total",
              _match(_MEASURE.format(unit="years"), lambda found: found[1].removesuffix(" years"))),
     Relation("airports", "How many airports does {country} have?", "Airports", "",
-             _match(r"([\d,]+)(?: \(.*\))?")),
+             _match(r"([\d,]+)(?: \([^()]*\))?")),
     Relation("life", "What is the life expectancy at birth in {country}?", "Life expectancy at birth",
              "total population",
              _match(_MEASURE.format(unit="years"), lambda found: found[1].removesuffix(" years"))),
@@ -87,7 +87,7 @@ def longest_border(country: Country) -> str:
     said = country.fields.get("Land boundaries", {}).get("border countries", "")
     lengths: dict[str, float] = {}
     for piece in said.split(";"):
-        found = re.fullmatch(r"\s*([^\d(]+?) ([\d,.]+) km(?: \(.*\))?\s*", piece)
+        found = re.fullmatch(r"\s*([^\d(]+?) ([\d,.]+) km(?: \([^()]*\))?\s*", piece)
         if found is None:
             return ""
         lengths[found[1]] = float(found[2].replace(",", ""))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from envs.base import EnvironmentError
 
@@ -107,7 +108,7 @@ class Bm25:
         return [Hit(self.passages[i], float(scores[i])) for i in best(scores, topk) if scores[i] > 0]
 
 
-def best(scores: np.ndarray[Any, np.dtype[np.float32]], count: int) -> list[int]:
+def best(scores: NDArray[np.floating[Any]], count: int) -> list[int]:
     """Places of the `count` highest scores, best first, equal ones by place."""
     count = min(count, len(scores))
     if count < 1:

@@ -1,0 +1,290 @@
+"""The retriever over real HTTP: both wire formats, refusals, overload, retries, 200 clients at once."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from envs.base import EnvironmentError, Task
+from envs.search.client import RemoteRetriever, RetrieverError
+from envs.search.environment import SearchEnvironment
+from envs.search.questions import Question
+from envs.search.retrieval import Bm25, Hit, Passage, Retriever
+from envs.search.server import make_app
+from envs.search.wire import Limits
+
+PASSAGES = [Passage(str(i), f"Town {i}\nIt has {i * i} houses, a café and the river Foo") for i in range(50)]
+
+
+@contextmanager
+def serving(app: web.Application) -> Iterator[str]:
+    """The address of `app`, served from a thread with a loop of its own."""
+    loop, ready, stop = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+    address: list[str] = []
+
+    async def serve() -> None:
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        address.append(f"http://{host}:{port}")
+        ready.set()
+        await stop.wait()
+        await runner.cleanup()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield address[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(10)
+        loop.close()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serving(make_app(Bm25(PASSAGES), {"retriever": "bm25", "passages": len(PASSAGES)})) as address:
+        yield address
+
+
+def post(url: str, body: bytes | object, path: str = "/retrieve") -> tuple[int, Any, http.client.HTTPMessage]:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    connection.request("POST", path, body if isinstance(body, bytes) else json.dumps(body))
+    response = connection.getresponse()
+    text = response.read()
+    connection.close()
+    is_json = response.headers.get_content_type() == "application/json"
+    return response.status, json.loads(text) if is_json else text, response.headers
+
+
+def test_search_r1s_format(url: str) -> None:
+    status, answer, _ = post(url, {"queries": ["Town 7", "Town 3"], "topk": 2, "return_scores": True})
+    assert status == 200
+    (first, _), (second, _) = answer["result"]
+    assert first["document"] == {"id": "7", "contents": PASSAGES[7].contents}
+    assert second["document"]["id"] == "3"
+    assert first["score"] > 0
+    _, answer, _ = post(url, {"queries": ["Town 7"], "topk": 1})
+    assert answer == {"result": [[{"id": "7", "contents": PASSAGES[7].contents}]]}
+
+
+def test_verl_agents_format(url: str) -> None:
+    status, answer, _ = post(url, {"query": "Town 7"})
+    assert status == 200
+    assert [len(hits) for hits in answer["result"]] == [3]
+    assert answer["result"][0][0]["document"]["contents"] == PASSAGES[7].contents
+
+
+def test_health(url: str) -> None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
+    connection.request("GET", "/health")
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    assert answer == {"status": "ok", "waiting": 0, "retriever": "bm25", "passages": 50}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b"", 400, "the body is no JSON"),
+        (b"{", 400, "the body is no JSON"),
+        (b"\xff\xfe", 400, "the body is no JSON"),
+        (b"[" * 100_000, 400, "the body is no JSON"),
+        ([], 400, 'send {"queries"'),
+        ({}, 400, 'send {"queries"'),
+        ({"query": "a", "queries": ["a"]}, 400, 'send {"queries"'),
+        ({"queries": []}, 400, "at least one query"),
+        ({"queries": "a"}, 400, "at least one query"),
+        ({"queries": ["a"] * 257}, 413, "257 exceed 256"),
+        ({"queries": ["a", 1]}, 400, "need text, got int"),
+        ({"query": None}, 400, "need text, got NoneType"),
+        ({"query": " \n"}, 400, "query: is empty"),
+        ({"query": "a" * 4097}, 413, "4097 characters exceed 4096"),
+        ({"query": "a", "topk": 0}, 400, "topk: 0 is not in 1..100"),
+        ({"query": "a", "topk": 10**9}, 400, "topk: 1000000000 is not in 1..100"),
+        ({"query": "a", "topk": "3"}, 400, "topk: 3 is not in"),
+        ({"query": "a", "topk": True}, 400, "topk: True is not in"),
+    ],
+)
+def test_refusals(url: str, body: object, status: int, message: str) -> None:
+    got, answer, _ = post(url, body)
+    assert got == status
+    assert message in answer["error"]
+
+
+def test_a_huge_body_and_an_unknown_path(url: str) -> None:
+    assert post(url, {"query": "a" * (2 << 20)})[0] == 413
+    assert post(url, {"query": "a"}, path="/search")[0] == 404
+
+
+def test_odd_text_is_searched(url: str) -> None:
+    for query in ("\ud800", "\0", "看" * 4096, "<answer>"):
+        status, answer, _ = post(url, {"query": query})
+        assert (status, answer) == (200, {"result": [[]]})
+
+
+@pytest.mark.parametrize("wire", ["queries", "query"])
+def test_the_client_finds_what_the_retriever_finds(url: str, wire: Any) -> None:
+    remote = RemoteRetriever(f"{url}/retrieve", wire=wire)
+    queries = ["Town 7", "café 16", "nowhere", "Foo"]
+    assert remote.search(queries, 3) == Bm25(PASSAGES).search(queries, 3)
+    remote.close()
+
+
+def test_an_episode_with_a_remote_retriever(url: str) -> None:
+    environment = SearchEnvironment(retriever={"url": f"{url}/retrieve"}, topk=1)
+    environment.reset(Task("a", "b", Question("How many houses has Town 7?", ("49",)).to_json()))
+    found = environment.step("<search>Town 7</search>").observation.text
+    assert found == f"<information>Doc 1: {PASSAGES[7].contents}\n</information>"
+    assert environment.step("<answer>49</answer>").success
+
+
+def test_two_hundred_clients_lose_nothing(url: str) -> None:
+    expected = Bm25(PASSAGES).search([f"Town {i}" for i in range(50)], 2)
+
+    def ask(client: int) -> bool:
+        remote = RemoteRetriever(f"{url}/retrieve", retries=0)
+        towns = [n % 50 for n in range(client, client + 3)]
+        found = [remote.search([f"Town {n}"], 2)[0] for n in towns]
+        remote.close()
+        return found == [expected[n] for n in towns]
+
+    with ThreadPoolExecutor(200) as clients:
+        assert sum(clients.map(ask, range(200))) == 200
+
+
+class FakeSlow:
+    """Takes its time, and counts what it is asked in one go."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.batches: list[int] = []
+
+    def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+        self.batches.append(len(queries))
+        time.sleep(self.seconds)
+        return [[Hit(Passage(query, query), 1.0)] * topk for query in queries]
+
+
+def ask_at_once(retriever: Retriever, limits: Limits, requests: int) -> list[tuple[int, Any, Any]]:
+    with serving(make_app(retriever, {}, limits)) as address, ThreadPoolExecutor(requests) as clients:
+        asked = [{"query": str(i), "topk": 1 + i % 3} for i in range(requests)]
+        return list(clients.map(lambda body: post(address, body), asked))
+
+
+def test_waiting_queries_are_searched_together() -> None:
+    slow = FakeSlow(0.2)
+    answers = ask_at_once(slow, Limits(batch=8), 17)
+    for i, (status, answer, _) in enumerate(answers):
+        assert status == 200
+        assert [hit["document"]["contents"] for hit in answer["result"][0]] == [str(i)] * (1 + i % 3)
+    assert sum(slow.batches) == 17
+    assert len(slow.batches) <= 5
+    assert max(slow.batches) <= 8
+
+
+def test_a_full_queue_says_come_back() -> None:
+    answers = ask_at_once(FakeSlow(0.3), Limits(queue=4), 12)
+    refused = [(answer, headers) for status, answer, headers in answers if status == 429]
+    assert sorted({status for status, _, _ in answers}) == [200, 429]
+    assert len(refused) >= 4
+    assert all("4 queries are waiting" in answer["error"] and headers["Retry-After"] == "1"
+               for answer, headers in refused)
+
+
+def test_a_request_does_not_wait_for_ever() -> None:
+    slow = FakeSlow(0.5)
+    answers = ask_at_once(slow, Limits(batch=1, seconds=0.2), 3)
+    assert {status for status, _, _ in answers} == {503}
+    assert all("not searched within 0.2 s" in answer["error"] for _, answer, _ in answers)
+    assert slow.batches == [1]  # nobody waited any more for the other two
+
+
+def test_a_failing_retriever_fails_the_request_not_the_server() -> None:
+    class FakeBroken:
+        def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
+            if queries == ["bad"]:
+                raise RuntimeError("index lost")
+            return [[] for _ in queries]
+
+    with serving(make_app(FakeBroken(), {})) as address:
+        assert post(address, {"query": "bad"})[0] == 500
+        assert post(address, {"query": "good"})[0] == 200
+
+
+def scripted(*answers: tuple[int, object, dict[str, str]]) -> tuple[web.Application, list[float]]:
+    """A server that gives these answers, the last one again and again, and notes when it was asked."""
+    asked: list[float] = []
+
+    async def retrieve(_: web.Request) -> web.Response:
+        status, body, headers = answers[min(len(asked), len(answers) - 1)]
+        asked.append(time.monotonic())
+        return web.json_response(body, status=status, headers=headers)
+
+    app = web.Application()
+    app.router.add_post("/retrieve", retrieve)
+    return app, asked
+
+
+GOOD = (200, {"result": [[{"document": {"contents": "A\nb"}, "score": 2}]]}, {})
+
+
+def test_the_client_tries_again() -> None:
+    app, asked = scripted((503, {}, {}), (429, {}, {"Retry-After": "1"}), (500, {}, {}), GOOD)
+    with serving(app) as address:
+        found = RemoteRetriever(f"{address}/retrieve", pause=0.01).search(["a"], 1)
+    assert found == [[Hit(Passage("", "A\nb"), 2.0)]]
+    assert len(asked) == 4
+    assert asked[2] - asked[1] >= 0.99  # as Retry-After said
+
+
+@pytest.mark.parametrize(
+    ("answer", "times", "message"),
+    [
+        ((503, {"error": "busy"}, {}), 3, "503 .*busy"),
+        ((400, {"error": "no"}, {}), 1, "400 .*no"),
+        ((200, {"results": []}, {}), 1, "unreadable answer"),
+        ((200, {"result": [[{"score": 1}]]}, {}), 1, "unreadable answer"),
+        ((200, {"result": []}, {}), 1, "0 results for 1 queries"),
+    ],
+)
+def test_the_client_gives_up(answer: Any, times: int, message: str) -> None:
+    app, asked = scripted(answer)
+    with serving(app) as address, pytest.raises(RetrieverError, match=message):
+        RemoteRetriever(f"{address}/retrieve", pause=0.01, retries=2).search(["a"], 1)
+    assert len(asked) == times
+
+
+def test_a_lost_server_ends_the_episode_with_one_line() -> None:
+    nowhere = {"url": "http://127.0.0.1:9/retrieve", "retries": 1, "pause": 0.01}
+    environment = SearchEnvironment(retriever=nowhere)
+    environment.reset(Task("a", "b", Question("a?", ("a",)).to_json()))
+    with pytest.raises(EnvironmentError, match=r"http://127\.0\.0\.1:9/retrieve.*does it run\?"):
+        environment.step("<search>a</search>")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RemoteRetriever("ftp://x"),
+        lambda: RemoteRetriever("nowhere"),
+        lambda: RemoteRetriever("http://x", wire="xml"),  # pyright: ignore[reportArgumentType]
+        lambda: RemoteRetriever("http://x", timeout=0),
+    ],
+)
+def test_client_options_are_checked(make: Callable[[], object]) -> None:
+    with pytest.raises(EnvironmentError, match=r"environment\.options\.retriever"):
+        make()

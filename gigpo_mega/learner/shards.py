@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gigpo_mega.learner import manifest, torch_adam
@@ -119,6 +121,34 @@ def read(learner: Learner, folder: Path, optimizer_steps: float | None) -> None:
     if torch_adam.USED:
         assert optimizer_steps is not None
         torch_adam.restore_step_count(learner.optimizer, optimizer_steps)
+
+
+def _pad_buckets() -> None:
+    """Let the optimizer's state be found where it is looked for.
+
+    megatron-core 0.16.1 gathers the buckets of a gradient buffer without the padding at their ends, then takes
+    each parameter from where it stands with padding: what follows the first bucket is saved shifted, with no
+    more than a warning. There are several buckets where gradients overlap with the backward pass, and on the
+    pipeline stages that share the embedding.
+    """
+    patched: Any = DistributedOptimizer
+    original = patched.get_parameter_state_dp_zero
+
+    def with_padding(self: Any, *args: Any, **options: Any) -> Any:
+        state = original(self, *args, **options)
+        for i, buffer in enumerate(self.buffers if state is not None else ()):
+            sizes = [bucket.numel_unpadded for bucket in buffer.buckets]
+            padding = [bucket.grad_data.numel() - bucket.numel_unpadded for bucket in buffer.buckets]
+            for tensors in state[i].values():
+                for key in ("param", "exp_avg", "exp_avg_sq"):
+                    parts = zip(tensors[key].split(sizes), padding, strict=True)
+                    tensors[key] = torch.cat([F.pad(part, (0, missing)) for part, missing in parts])
+        return state
+
+    patched.get_parameter_state_dp_zero = with_padding
+
+
+_pad_buckets()
 
 
 def _sharded(learner: Learner, loading: bool) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Tally:
     def add(self, kind: str, visit: Visit) -> Visit:
         """Counts a visit and returns it."""
         last = visit.seen[-1]
-        self.counts += Counter({f"{kind} episodes": 1, "steps": len(visit.seen) - 1, "purchases": last.done})
+        self.counts.update({f"{kind} episodes": 1, "steps": len(visit.seen) - 1, "purchases": last.done})
         self.rewards[round(last.reward, 2)] += last.done
         return visit
 

@@ -14,6 +14,7 @@ import Stemmer
 from envs.webshop.catalogue import Product
 
 RESULTS = 50
+LONGEST = 10_000  # characters of a query that are read; Lucene refuses queries of more than 1,024 words
 REMEMBERED = 512  # longest query, in characters, whose result is kept
 K1, B = 0.9, 0.4  # Anserini's, which WebShop searches with
 
@@ -51,7 +52,7 @@ class BM25:
         return self._remembered(query) if len(query) <= REMEMBERED else self._ranked(query)
 
     def _ranked(self, query: str) -> tuple[int, ...]:
-        terms = [term for term in self._terms(query) if term in self._known]
+        terms = [term for term in self._terms(query[:LONGEST]) if term in self._known]
         if not terms:
             return ()
         scores = self._index.get_scores(terms)

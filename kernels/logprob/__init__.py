@@ -46,9 +46,9 @@ def linear_logprob(
     second is empty. The gradient of hidden is this rank's part: the caller sums it over `group`.
 
     Where weight has `main_grad` (megatron's data parallel buffers) its gradient is added there and autograd
-    gets none, so that another use of the same weight, a tied embedding, adds its own as usual.
+    gets none; another use of the same weight, a tied embedding, adds its own as usual.
 
-    backend: `auto` is `triton` for 16-bit matrices on CUDA, else `chunked`. Raises ValueError where shapes,
+    backend: `auto` is `triton` for bfloat16 on CUDA, else `chunked`. Raises ValueError where shapes,
     types or options do not fit.
     """
     _check_rows(hidden, target, temperature, vocab_size)
@@ -63,7 +63,9 @@ def linear_logprob(
             group=group, entropy=entropy,
         )  # fmt: skip
     rows = Rows.of(target, temperature, vocab_start, weight.shape[0], vocab_size, entropy)
-    result = LinearLogProb.apply(hidden.contiguous(), weight, rows, _module(backend, hidden), group)
+    result = LinearLogProb.apply(
+        hidden.contiguous(), weight.contiguous(), rows, _module(backend, hidden), group
+    )
     assert result is not None
     return result
 
@@ -92,14 +94,14 @@ def logits_logprob(
             group=group, entropy=entropy,
         )  # fmt: skip
     rows = Rows.of(target, temperature, vocab_start, logits.shape[1], vocab_size, entropy)
-    result = LogitsLogProb.apply(logits, rows, _module(backend, logits), group, inplace_backward)
+    result = LogitsLogProb.apply(logits.contiguous(), rows, _module(backend, logits), group, inplace_backward)
     assert result is not None
     return result
 
 
 def _module(backend: str, matrix: Tensor) -> Any:
     if backend == "auto":
-        backend = "triton" if matrix.is_cuda and matrix.element_size() == 2 else "chunked"
+        backend = "triton" if matrix.is_cuda and matrix.dtype is torch.bfloat16 else "chunked"
     if backend not in ("triton", "chunked"):
         raise ValueError(f"backend {backend!r} is none of auto, triton, chunked, reference")
     return import_module(f"kernels.logprob.{backend}")

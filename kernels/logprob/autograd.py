@@ -62,8 +62,10 @@ class LinearLogProb(torch.autograd.Function):
             d_weight = torch.zeros_like(weight)
         rows, table = slopes(ctx.rows, log_sum, entropy, *grads)
         ctx.backend.gradients(hidden, weight, rows, table, d_hidden, d_weight)
-        # What is in main_grad already must not be added again: autograd gets nothing.
-        return d_hidden, (d_weight if ctx.main_grad is None else None), None, None, None
+        if ctx.main_grad is not None and wants_weight:
+            d_weight = None  # autograd must not add again what main_grad has
+            _tell_data_parallel(weight)
+        return d_hidden, d_weight, None, None, None
 
 
 class LogitsLogProb(torch.autograd.Function):
@@ -93,6 +95,17 @@ class LogitsLogProb(torch.autograd.Function):
             # Kernels write behind autograd's back; whoever saved these logits must be told.
             torch.autograd.graph.increment_version(logits)
         return out, None, None, None, None
+
+
+def _tell_data_parallel(weight: Tensor) -> None:
+    """Leave megatron's hook a gradient to skip, as is its convention where `main_grad` has it all.
+
+    That gradient is one zero, seen as [V, H]. A weight shared with the embedding of the same pipeline stage
+    (`zero_out_wgrad`) needs none: the hook adds the embedding's.
+    """
+    if hasattr(weight, "grad_added_to_main_grad") and not getattr(weight, "zero_out_wgrad", False):
+        weight.grad_added_to_main_grad = True  # pyright: ignore[reportAttributeAccessIssue]
+        weight.grad = weight.new_zeros(()).expand_as(weight)
 
 
 def _finish(

@@ -71,5 +71,7 @@ def gradients(
                 add_product(total, gradient, w)
             if d_weight is not None:
                 add_product(d_weight[columns], gradient.T, h)
+            del gradient  # before the next one is made
         if d_hidden is not None and total is not None:
             d_hidden[tokens] = total
+        del total

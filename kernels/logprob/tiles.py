@@ -94,7 +94,7 @@ def tile_statistics(
     for tile in tl.range(
         tl.program_id(0), rows_of_tiles * columns_of_tiles, tl.num_programs(0), flatten=True
     ):
-        i, j = _place(tile, rows_of_tiles, columns_of_tiles, GROUP)
+        i, j = _place(tile, rows_of_tiles, columns_of_tiles, GROUP)  # pyright: ignore[reportGeneralTypeIssues]
         logits = _logits(hidden, weight, i * ROWS, j * COLUMNS, n_tokens, n_columns, width,
                          ROWS, COLUMNS, DEPTH, STAGES, TMA)  # fmt: skip
         row = i * ROWS + tl.arange(0, ROWS)

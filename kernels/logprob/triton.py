@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton import cdiv, knobs
+from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.aot import Variant
@@ -67,17 +67,22 @@ def statistics(hidden: Tensor, weight: Tensor, rows: Rows) -> Tensor:
     if not tokens:
         return result
     tile = _tile(FORWARD, hidden, weight)
-    parts = result.new_empty(3, cdiv(rows.columns, tile.columns), tokens)
+    parts = result.new_empty(3, _pieces(rows.columns, tile.columns), tokens)
     if rows.columns:
-        h = _source(hidden, tile.rows, tile.depth, tile)
-        w = _source(weight[: rows.columns], tile.columns, tile.depth, tile)
-        tile_statistics[_programs(tokens, rows.columns, tile, hidden.device)](
-            h, w, rows.scale, parts, tokens, rows.columns, width, **_meta(tile), ENTROPY=rows.entropy
-        )
-    merge_tiles[(cdiv(tokens, MERGE["TOKENS"]),)](
-        parts, result, tokens, parts.shape[1], **MERGE, ENTROPY=rows.entropy
-    )
-    label_logits[(tokens,)](hidden, weight, rows.scale, rows.target, result[3], rows.columns, width, **LABEL)
+        _launch(
+            tile_statistics, _programs(tokens, rows.columns, tile, hidden.device),
+            _source(hidden, tile.rows, tile.depth, tile),
+            _source(weight[: rows.columns], tile.columns, tile.depth, tile),
+            rows.scale, parts, tokens, rows.columns, width, **_meta(tile), ENTROPY=rows.entropy,
+        )  # fmt: skip
+    _launch(
+        merge_tiles, (_pieces(tokens, MERGE["TOKENS"]),),
+        parts, result, tokens, parts.shape[1], **MERGE, ENTROPY=rows.entropy,
+    )  # fmt: skip
+    _launch(
+        label_logits, (tokens,),
+        hidden, weight, rows.scale, rows.target, result[3], rows.columns, width, **LABEL,
+    )  # fmt: skip
     return result
 
 
@@ -93,7 +98,8 @@ def logits_statistics(logits: Tensor, rows: Rows) -> Tensor:
     """Statistics [4, T] of logits [T, V], which stay as they are."""
     result = logits.new_empty(4, len(logits), dtype=torch.float32)
     if len(logits):
-        row_statistics[(len(logits),)](
+        _launch(
+            row_statistics, (len(logits),),
             logits, rows.scale, rows.target, result, len(logits), rows.columns, logits.stride(0), **ROW,
             ENTROPY=rows.entropy,
         )  # fmt: skip
@@ -104,7 +110,8 @@ def logits_gradients(logits: Tensor, rows: Rows, slopes: Tensor, out: Tensor) ->
     """Write d_logits [T, V] to `out`, which may be `logits`."""
     tokens, end = logits.shape
     if tokens:
-        row_gradients[(tokens, cdiv(end, ROW["BLOCK"]))](
+        _launch(
+            row_gradients, (tokens, _pieces(end, ROW["BLOCK"])),
             logits, rows.scale, rows.target, slopes, out, rows.columns, end, logits.stride(0),
             slopes.stride(0), out.stride(0), **ROW, ENTROPY=rows.entropy,
         )  # fmt: skip
@@ -114,8 +121,9 @@ def _d_logits(hidden: Tensor, weight: Tensor, rows: Rows, slopes: Tensor) -> Ten
     (tokens, width), columns = hidden.shape, len(weight)
     tile = _tile(BACKWARD, hidden, weight)
     # Its row pitch is a multiple of 16 bytes, whatever the number of columns.
-    out = hidden.new_empty(tokens, cdiv(columns, blocks.ALIGN) * blocks.ALIGN)[:, :columns]
-    tile_gradients[_programs(tokens, columns, tile, hidden.device)](
+    out = hidden.new_empty(tokens, _pieces(columns, blocks.ALIGN) * blocks.ALIGN)[:, :columns]
+    _launch(
+        tile_gradients, _programs(tokens, columns, tile, hidden.device),
         _source(hidden, tile.rows, tile.depth, tile), _source(weight, tile.columns, tile.depth, tile),
         rows.scale, rows.target, slopes, _source(out, tile.rows, tile.columns // 2, tile),
         tokens, columns, width, slopes.stride(0), out.stride(0), **_meta(tile), ENTROPY=rows.entropy,
@@ -149,10 +157,19 @@ def _source(matrix: Tensor, rows: int, columns: int, tile: Tile) -> Any:
 
 def _programs(tokens: int, columns: int, tile: Tile, device: torch.device) -> tuple[int]:
     """One program per multiprocessor, or per tile where there are fewer."""
-    tiles = cdiv(tokens, tile.rows) * cdiv(columns, tile.columns)
+    tiles = _pieces(tokens, tile.rows) * _pieces(columns, tile.columns)
     if device.type != "cuda":
         return (min(tiles, INTERPRETED_PROGRAMS),)
     return (min(tiles, torch.cuda.get_device_properties(device).multi_processor_count),)
+
+
+def _pieces(size: int, step: int) -> int:
+    return -(-size // step)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> None:
+    """What a checker of types does not know Triton's kernels to do."""
+    kernel[grid](*arguments, **meta)
 
 
 def _meta(tile: Tile) -> dict[str, Any]:
@@ -178,7 +195,9 @@ _TILE_SIGNATURE: dict[str, str] = {
 
 def _tile_variants(kernel: Any, table: dict[int, Tile]) -> Iterator[Variant]:
     """A product kernel on each architecture, and by pointers where rows are not aligned."""
-    cases = [(f"sm_{sm}", tile, (sm,), ("width", "out_stride")) for sm, tile in table.items()]
+    cases: list[tuple[str, Tile, tuple[int, ...], tuple[str, ...]]] = [
+        (f"sm_{sm}", tile, (sm,), ("width", "out_stride")) for sm, tile in table.items()
+    ]
     cases.append(("unaligned", table[80], (80, 90, 100), ("out_stride",)))
     for entropy, (name, tile, targets, divisible) in product((True, False), cases):
         signature = dict(_TILE_SIGNATURE)

@@ -84,7 +84,7 @@ def main() -> None:
     """Print every case."""
     interpreter.mend()
     dist.init_process_group("gloo")
-    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    pairs: list[Any] = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     everyone = dist.group.WORLD
     assert everyone is not None
     for backend in ("reference", "chunked", "triton"):

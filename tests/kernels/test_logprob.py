@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.logprob import blocks, chunked, linear_logprob, logits_logprob, triton
+from kernels.logprob import Backend, blocks, chunked, linear_logprob, logits_logprob, triton
 from kernels.logprob.statistics import Rows, finish, merge, no_statistics
 from tests.kernels import exact
 
@@ -57,7 +57,7 @@ TEMPERATURES = [1.0, 0.4, torch.linspace(0.2, 3.0, 7)]
 @pytest.mark.parametrize("vocab_size", [None, 29, 23], ids=["whole", "exact", "padded"])
 @pytest.mark.parametrize("temperature", TEMPERATURES, ids=["1", "0.4", "per-token"])
 def test_values_and_gradients(
-    backend: str, temperature: float | Tensor, vocab_size: int | None, device: torch.device
+    backend: Backend, temperature: float | Tensor, vocab_size: int | None, device: torch.device
 ) -> None:
     hidden, weight, target, *upstream = inputs(backend, device)
     real = vocab_size or len(weight)
@@ -76,14 +76,14 @@ SHAPES = [(37, 72, 133), (1, 40, 257), (5, 136, 1003), (18, 17, 70)]  # descript
 
 @every
 @pytest.mark.parametrize("shape", SHAPES, ids=["T{}-H{}-V{}".format(*shape) for shape in SHAPES])
-def test_sizes_that_fit_no_tile(backend: str, shape: tuple[int, int, int], device: torch.device) -> None:
+def test_sizes_that_fit_no_tile(backend: Backend, shape: tuple[int, int, int], device: torch.device) -> None:
     tokens, width, vocab = shape
     case = inputs(backend, device, tokens=tokens, width=width, vocab=vocab)
     agree(ours(*case, backend=backend), exact.linear_logprob(*case), atol=2e-5)
 
 
 @every
-def test_vocabulary_of_qwen(backend: str, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vocabulary_of_qwen(backend: Backend, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     wide = triton.Tile(16, 16384, 16, 2, 2, 4, tma=True)
     monkeypatch.setattr(triton, "INTERPRETED", wide)  # an interpreter takes its time by the tile
     case = inputs(backend, device, tokens=3, width=16, vocab=151_936)
@@ -92,11 +92,11 @@ def test_vocabulary_of_qwen(backend: str, device: torch.device, monkeypatch: pyt
 
 @every
 @pytest.mark.parametrize("which", ["logprob", "entropy"])
-def test_each_output_has_its_own_gradient(backend: str, which: str, device: torch.device) -> None:
+def test_each_output_has_its_own_gradient(backend: Backend, which: str, device: torch.device) -> None:
     """The other one is not even used: its gradient is None, not zeros."""
     hidden, weight, target, d_logprob, d_entropy = inputs(backend, device, seed=1)
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    logprob, entropy = linear_logprob(h, w, target, backend=backend)  # pyright: ignore[reportArgumentType]
+    logprob, entropy = linear_logprob(h, w, target, backend=backend)
     if which == "logprob":
         d_entropy = d_entropy * 0
         (d_logprob * logprob).sum().backward()
@@ -111,12 +111,12 @@ def test_each_output_has_its_own_gradient(backend: str, which: str, device: torc
 
 
 @every
-def test_only_what_needs_a_gradient_gets_one(backend: str, device: torch.device) -> None:
+def test_only_what_needs_a_gradient_gets_one(backend: Backend, device: torch.device) -> None:
     hidden, weight, target, *upstream = inputs(backend, device)
     expected = exact.linear_logprob(hidden, weight, target, *upstream)
     for i in (0, 1):
         matrices = [m.clone().requires_grad_(i == j) for j, m in enumerate((hidden, weight))]
-        logprob, entropy = linear_logprob(*matrices, target, backend=backend)  # pyright: ignore
+        logprob, entropy = linear_logprob(matrices[0], matrices[1], target, backend=backend)
         (upstream[0] * logprob + upstream[1] * entropy).sum().backward()
         found, other = matrices[i].grad, matrices[1 - i].grad
         assert other is None
@@ -124,13 +124,13 @@ def test_only_what_needs_a_gradient_gets_one(backend: str, device: torch.device)
         rounding = 2e-6 if found.dtype is torch.float32 else 1e-2
         assert (found - expected[2 + i]).norm() <= rounding * expected[2 + i].norm() + 1e-6
     with torch.no_grad():
-        result = linear_logprob(hidden, weight, target, backend=backend)  # pyright: ignore
+        result = linear_logprob(hidden, weight, target, backend=backend)
     assert not result[0].requires_grad
     assert (result[0] - expected[0]).abs().max() < 1e-5
 
 
 @every
-def test_one_huge_logit(backend: str, device: torch.device) -> None:
+def test_one_huge_logit(backend: Backend, device: torch.device) -> None:
     """exp of it overflows; its token is certain, all others cost its size, and certainty has no entropy."""
     hidden, weight, target, *upstream = inputs(backend, device)
     hidden[:, 0], weight[:, 0] = 1.0, 0.0
@@ -146,7 +146,7 @@ def test_one_huge_logit(backend: str, device: torch.device) -> None:
 
 
 @every
-def test_no_tokens(backend: str, device: torch.device) -> None:
+def test_no_tokens(backend: Backend, device: torch.device) -> None:
     hidden, weight, target, *upstream = inputs(backend, device)
     found = ours(hidden[:0], weight, target[:0], upstream[0][:0], upstream[1][:0], backend=backend)
     assert found[0].shape == found[1].shape == (0,)
@@ -154,7 +154,7 @@ def test_no_tokens(backend: str, device: torch.device) -> None:
 
 
 @every
-def test_one_token_in_a_vocabulary_of_one(backend: str, device: torch.device) -> None:
+def test_one_token_in_a_vocabulary_of_one(backend: Backend, device: torch.device) -> None:
     hidden, weight = torch.ones(1, 16, device=device), torch.ones(1, 16, device=device)
     if backend == "triton" and device.type == "cuda":
         hidden, weight = hidden.bfloat16(), weight.bfloat16()
@@ -164,7 +164,7 @@ def test_one_token_in_a_vocabulary_of_one(backend: str, device: torch.device) ->
 
 
 @every
-def test_targets_outside_the_shard(backend: str, device: torch.device) -> None:
+def test_targets_outside_the_shard(backend: Backend, device: torch.device) -> None:
     """A shard alone gives them probability 0, and their logit's share of the gradient falls on nobody."""
     hidden, weight, _, d_logprob, _ = inputs(backend, device)
     target = torch.tensor([40, 45, 68, 39, 69, 0, 200], device=device)  # the shard holds [40, 69)
@@ -185,10 +185,10 @@ def test_targets_outside_the_shard(backend: str, device: torch.device) -> None:
 
 
 @every
-def test_without_entropy(backend: str, device: torch.device) -> None:
+def test_without_entropy(backend: Backend, device: torch.device) -> None:
     hidden, weight, target, d_logprob, d_entropy = inputs(backend, device)
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
-    logprob, entropy = linear_logprob(h, w, target, entropy=False, backend=backend)  # pyright: ignore
+    logprob, entropy = linear_logprob(h, w, target, entropy=False, backend=backend)
     assert entropy.shape == (0,)  # nothing to be mistaken for an entropy
     (d_logprob * logprob).sum().backward()
     assert h.grad is not None
@@ -198,7 +198,7 @@ def test_without_entropy(backend: str, device: torch.device) -> None:
 
 
 @every
-def test_bfloat16(backend: str, device: torch.device) -> None:
+def test_bfloat16(backend: Backend, device: torch.device) -> None:
     """Products are summed in float32: values are as exact as of float32 matrices."""
     hidden, weight, target, *upstream = inputs(backend, device, tokens=20, width=64, vocab=100)
     hidden, weight = hidden.bfloat16(), weight.bfloat16()
@@ -212,7 +212,7 @@ def test_bfloat16(backend: str, device: torch.device) -> None:
 
 
 @every
-def test_same_bits_every_time(backend: str, device: torch.device) -> None:
+def test_same_bits_every_time(backend: Backend, device: torch.device) -> None:
     case = inputs(backend, device, tokens=20, width=24, vocab=100)
     one, other = (ours(*case, backend=backend) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -221,7 +221,7 @@ def test_same_bits_every_time(backend: str, device: torch.device) -> None:
 @pytest.mark.parametrize("elements", [64, 256, 1 << 14])
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_any_blocks_give_the_same(
-    backend: str, elements: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, elements: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1 to 30 blocks of tokens x vocabulary, the last of each direction cut short."""
     monkeypatch.setattr(blocks, "ALIGN", 32)
@@ -264,7 +264,7 @@ def test_merging_parts_gives_the_whole(parts: int, seed: int, scale: float) -> N
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("inplace", [False, True], ids=["kept", "inplace"])
-def test_logits_that_exist(backend: str, dtype: torch.dtype, inplace: bool, device: torch.device) -> None:
+def test_logits_that_exist(backend: Backend, dtype: torch.dtype, inplace: bool, device: torch.device) -> None:
     hidden, weight, target, *upstream = (x.to(device) for x in exact.inputs(tokens=9, width=40, vocab=45))
     logits = (2 * hidden @ weight.T).to(dtype)
     target = target.clamp(max=40)
@@ -279,7 +279,7 @@ def test_logits_that_exist(backend: str, dtype: torch.dtype, inplace: bool, devi
         target,
         inplace_backward=kept,
         backend=backend,
-        **case,  # pyright: ignore
+        **case,
     )
     assert torch.equal(own, logits)
     (upstream[0] * logprob + upstream[1] * entropy).sum().backward()
@@ -293,7 +293,7 @@ def test_logits_that_exist(backend: str, dtype: torch.dtype, inplace: bool, devi
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_overwritten_logits_refuse_a_second_backward(backend: Any, device: torch.device) -> None:
+def test_overwritten_logits_refuse_a_second_backward(backend: Backend, device: torch.device) -> None:
     given = torch.randn(3, 8, device=device).requires_grad_()
     logprob, _ = logits_logprob(
         given * 1.0, torch.arange(3, device=device), inplace_backward=True, backend=backend
@@ -304,7 +304,7 @@ def test_overwritten_logits_refuse_a_second_backward(backend: Any, device: torch
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_logits_masked_by_the_caller(backend: Any, device: torch.device) -> None:
+def test_logits_masked_by_the_caller(backend: Backend, device: torch.device) -> None:
     """-inf is no logit: its token has probability 0, and 0 * inf must not reach entropy or gradient."""
     logits = torch.randn(3, 40, device=device)
     logits[:, 7:35] = -torch.inf
@@ -325,11 +325,12 @@ def test_logits_masked_by_the_caller(backend: Any, device: torch.device) -> None
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_weight_gradient_goes_to_main_grad(backend: Any, device: torch.device) -> None:
+def test_weight_gradient_goes_to_main_grad(backend: Backend, device: torch.device) -> None:
     """Two micro-batches add up there; a tied embedding's own gradient takes autograd's way."""
     hidden, weight, target, *upstream = inputs(backend, device)
     head = torch.nn.Parameter(weight.clone())
-    head.main_grad = torch.full(head.shape, 0.5, device=device)  # pyright: ignore[reportAttributeAccessIssue]
+    main_grad = torch.full(head.shape, 0.5, device=device)
+    head.main_grad = main_grad  # pyright: ignore[reportAttributeAccessIssue]
     for _ in range(2):
         logprob, entropy = linear_logprob(
             hidden + torch.nn.functional.embedding(target, head) * 0, head, target, backend=backend
@@ -337,7 +338,7 @@ def test_weight_gradient_goes_to_main_grad(backend: Any, device: torch.device) -
         embedded = torch.nn.functional.embedding(target[:2], head)
         ((upstream[0] * logprob + upstream[1] * entropy).sum() + embedded.sum()).backward()
     expected = exact.linear_logprob(hidden, weight, target, *upstream)[3]
-    found = head.main_grad - 0.5  # pyright: ignore[reportOperatorIssue]
+    found = main_grad - 0.5
     assert found.dtype is torch.float32
     rounding = 4e-6 if hidden.dtype is torch.float32 else 1e-2
     assert (found - 2 * expected).norm() <= rounding * (2 * expected).norm()

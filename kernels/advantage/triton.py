@@ -174,7 +174,7 @@ def sum_values(
     low, high = _extremes(bounds, s, slots, member)
     count = tl.load(sums + s, mask=member, other=1).to(tl.float64)
     scaled = (value - low) * _power_of_two(_exponent(high - low, count))
-    tl.atomic_add(sums + slots + s, scaled.to(tl.int64), mask=member, sem="relaxed")
+    tl.atomic_add(sums + slots + s, (scaled + 0.5).to(tl.int64), mask=member, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["rows", "levels"])
@@ -188,7 +188,7 @@ def sum_squares(
     s = tl.load(segment + i, mask=member, other=0)
     mean, farthest, count = _mean(bounds, sums, s, slots, member)
     scaled = (value - mean) * (value - mean) * _power_of_two(_exponent(farthest, count))
-    tl.atomic_add(sums + 2 * slots + s, scaled.to(tl.int64), mask=member, sem="relaxed")
+    tl.atomic_add(sums + 2 * slots + s, (scaled + 0.5).to(tl.int64), mask=member, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["rows", "levels"])

@@ -107,11 +107,13 @@ def split_unequal(ids: Int64, equal: Callable[[Int64, Int64], Bool]) -> Int64:
     Those that leave a group make up one, to be compared in the next round. Numbered by first appearance.
     """
     exact, rows = ids.copy(), np.arange(len(ids))
-    while len(rows):
+    while True:
         _, first, index = np.unique(exact[rows], return_index=True, return_inverse=True)
         leaders = rows[first][index]
         follows = rows != leaders
         rows, leaders = rows[follows], leaders[follows]
+        if not len(rows):
+            break
         rows = rows[~equal(rows, leaders)]
         exact[rows] += int(exact.max()) + 1
     return group_ids(exact, np.zeros((len(ids), 2), dtype=np.int64))

@@ -103,13 +103,14 @@ def finish(sums, offsets, segments, BLOCK: tl.constexpr):
 
 
 def hash_tokens(
-    tokens: Tensor, offsets: Tensor, *, pairs: int = _PAIRS, programs: int = _PROGRAMS, block: int = _BLOCK
-) -> Tensor:
+    tokens: Tensor, offsets: Tensor, *,
+    pairs: int = _PAIRS, programs: int = _PROGRAMS, share: int = _SHARE, block: int = _BLOCK,
+) -> Tensor:  # fmt: skip
     """`reference.hash_tokens` in two launches."""
     segments = len(offsets) - 1
     sums = torch.zeros(segments, 2, dtype=torch.int64, device=tokens.device)
     if segments:
-        share = max(triton.cdiv(len(tokens), programs), min(_SHARE, 8 * pairs))
+        share = max(triton.cdiv(len(tokens), programs), share)
         parts = max(triton.cdiv(len(tokens), share), 1)
         lanes: dict[str, Any] = {"PAIRS": pairs, "num_warps": _WARPS}
         sum_tokens[(parts,)](tokens, offsets, sums, share, segments, **lanes)

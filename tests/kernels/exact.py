@@ -1,11 +1,15 @@
-"""The log-prob operation in float64 with torch's own log-softmax: what kernels are measured against."""
+"""What kernels are measured against: log-probs in float64, advantages in rational arithmetic."""
 
 from __future__ import annotations
+
+import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 Result = tuple[Tensor, Tensor, Tensor, Tensor]
+Group = tuple[Fraction, list[Fraction]]  # a value, and the members it is compared with
 
 
 def linear_logprob(
@@ -79,3 +83,44 @@ def policy_loss(
         [slope] = torch.autograd.grad(loss, c[name], retain_graph=True)
         slopes[name] = torch.zeros_like(shown, dtype=torch.float64).masked_scatter(shown, slope)
     return loss.detach(), {name: value.detach() for name, value in metrics.items()}, slopes
+
+
+def advantages(
+    rows: list[tuple[int, int, int, float, float]], gamma: Fraction, penalized: bool, by_row: bool
+) -> tuple[list[Group], list[Group]]:
+    """Both levels of rows (task, trajectory, state, reward, penalty) in time order, in rational arithmetic.
+
+    Of every row its value, and the values that it is compared with: scores of its task, one a trajectory or
+    `by_row`; returns of its task and state. `penalized`: rewards feel the penalty, else the row's values do.
+    """
+    score: dict[int, Fraction] = {}
+    returns: list[Fraction] = []
+    following: dict[int, Fraction] = {}
+    for _, trajectory, _, reward, penalty in reversed(rows):
+        r = Fraction(reward) - (Fraction(penalty) if penalized else 0)
+        score[trajectory] = score.get(trajectory, Fraction(0)) + r
+        following[trajectory] = r + gamma * following.get(trajectory, Fraction(0))
+        returns.insert(0, following[trajectory])
+    late = [Fraction(0) if penalized else Fraction(row[4]) for row in rows]
+    scores = [score[row[1]] - p for row, p in zip(rows, late, strict=True)]
+    returns = [value - p for value, p in zip(returns, late, strict=True)]
+    first = [by_row or row[1] not in {r[1] for r in rows[:i]} for i, row in enumerate(rows)]
+    tasks: dict[int, list[Fraction]] = {}
+    states: dict[tuple[int, int], list[Fraction]] = {}
+    for (task, _, state, _, _), s, value, one in zip(rows, scores, returns, first, strict=True):
+        tasks.setdefault(task, []).extend([s] if one else [])
+        states.setdefault((task, state), []).append(value)
+    episode = [(s, tasks[row[0]]) for row, s in zip(rows, scores, strict=True)]
+    step = [(value, states[row[0], row[2]]) for row, value in zip(rows, returns, strict=True)]
+    return episode, step
+
+
+def relative(group: Group, scale: bool, epsilon: float, leave_one_out: bool, keep_lone: bool) -> float:
+    """A value beside its group: exact up to the square root."""
+    value, members = group
+    count = len(members)
+    mean = Fraction(0) if keep_lone and count == 1 else sum(members, Fraction(0)) / count
+    variance = sum(((x - mean) ** 2 for x in members), Fraction(0)) / max(count - 1, 1)
+    deviation = 1.0 if keep_lone and count == 1 else math.sqrt(variance)
+    centred = (value - mean) * (Fraction(count, max(count - 1, 1)) if leave_one_out else 1)
+    return float(centred) / (deviation + epsilon) if scale else float(centred)

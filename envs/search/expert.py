@@ -22,9 +22,9 @@ def demonstrate(
 ) -> Demonstration:
     """One expert episode in an environment made with `options`, but for its `max_steps`.
 
-    A hop is looked up by its query. With probability `detour` a worse query comes before it, and again, while
-    there are turns to spare. It gives the accepted answer that the last passages hold. Raises EnvironmentError
-    for a question without hops.
+    A hop is looked up by its query. With probability `detour` a worse query comes before it, and again,
+    while there are turns to spare. It gives the accepted answer that the last passages hold. Raises
+    EnvironmentError for a question without hops.
     """
     question = Question.from_json(task.source)
     if not question.hops:

@@ -1,6 +1,7 @@
 """Measure text environments: steps per second on one core, resets, first parse; peers in the same run.
 
     python tools/bench_envs.py --env alfworld --json        # the last line is one JSON object
+    python tools/bench_envs.py --env webshop --json         # tools/bench_webshop.py says what is measured
 
 ALFWorld: random walks on generated games of all six types in full-size rooms, admissible commands included
 after every step; the official engine runs the same where it is importable (see tools/check_alfworld.py).
@@ -139,13 +140,19 @@ def main() -> None:
     """The command line."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--env", choices=["alfworld"], default="alfworld")
+    parser.add_argument("--env", choices=["alfworld", "webshop"], default="alfworld")
     parser.add_argument("--games", type=int, default=30, help="generated games, all task types in turn")
     parser.add_argument("--episodes", type=int, default=4, help="walks on each game")
     parser.add_argument("--steps", type=int, default=50, help="steps of a walk")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--products", type=int, default=5000, help="of the generated shop")
+    parser.add_argument("--original", type=Path, metavar="DIR", help="checkout of WebShop")
     options = parser.parse_args()
+    if options.env == "webshop":
+        from tools import bench_webshop
+
+        return bench_webshop.main(options)
     try:
         result = bench_alfworld(options.games, options.episodes, options.steps, options.seed)
     except EnvironmentError as error:

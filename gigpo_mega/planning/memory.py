@@ -93,11 +93,12 @@ def layer_activations(
 
     Kept in the model's type: input and output of both norms; query, key and value before and after rotation;
     attention's output; and of the gated MLP its input product (twice its width), both factors and their
-    product. torch keeps one number more for each input of a norm where it has no fused kernel (on a CPU).
+    product. Where torch has no fused norm (on a CPU), it keeps a norm's input and its normal form in float32.
     """
     parallel = cfg.parallel
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    own = (4 if fused_norm else 6) * shape.hidden / (parallel.tensor if parallel.sequence_parallel else 1)
+    norms = 2 * width(cfg) if fused_norm else 4 * FLOAT32
+    own = shape.hidden * (norms + 2 * width(cfg)) / (parallel.tensor if parallel.sequence_parallel else 1)
     attention = queries * (2 if cfg.batch.packed else 1)  # packed sequences are put together again
     projected = 2 * queries + 3 * keys
     if parallel.context > 1:  # gathered keys and values stand for the rank's own
@@ -107,7 +108,7 @@ def layer_activations(
     shared = (projected + attention + 5 * shape.ffn) / parallel.tensor
     rotation = 4 * shape.head_dim * columns
     statistics = FLOAT32 * (shape.heads / parallel.tensor + 2)
-    return tokens * ((own + shared) * width(cfg) + statistics) + rotation * width(cfg)
+    return tokens * (own + shared * width(cfg) + statistics) + rotation * width(cfg)
 
 
 def backward_workspace(shape: ModelShape, cfg: Config, tokens: float) -> float:

@@ -18,10 +18,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import ray
-from ray.util import get_node_ip_address
-from ray.util.placement_group import placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+import ray  # pyright: ignore[reportMissingImports]
+from ray.util import get_node_ip_address  # pyright: ignore[reportMissingImports]
+from ray.util.placement_group import placement_group  # pyright: ignore[reportMissingImports]
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # pyright: ignore[reportMissingImports]
 
 SCRIPT = Path(__file__).with_name("torchrun.sh")
 FORWARDED = re.compile("INTERFACE|PROCESSES|PYTHON|MODULE|OMP_NUM_THREADS|(NCCL|GLOO)_.*")  # to the machines

@@ -1,4 +1,4 @@
-"""Micro-batches hold every row once, within budget, cost alike, and say exactly which tokens are responses."""
+"""Micro-batches hold every row once, within budget, cost alike, and say which tokens are responses."""
 
 from __future__ import annotations
 

@@ -126,9 +126,9 @@ def read(learner: Learner, folder: Path, optimizer_steps: float | None) -> None:
 def _pad_buckets() -> None:
     """Let the optimizer's state be found where it is looked for.
 
-    megatron-core 0.16.1 gathers the buckets of a gradient buffer without the padding at their ends, then takes
-    each parameter from where it stands with padding: what follows the first bucket is saved shifted, with no
-    more than a warning. There are several buckets where gradients overlap with the backward pass, and on the
+    megatron-core 0.16.1 gathers the buckets of a gradient buffer without the padding at their ends, then
+    takes each parameter from where it stands with padding: what follows the first bucket is saved shifted,
+    with no more than a warning. There are several buckets where gradients overlap with the backward pass, and on the
     pipeline stages that share the embedding.
     """
     patched: Any = DistributedOptimizer
@@ -136,7 +136,9 @@ def _pad_buckets() -> None:
 
     def with_padding(self: Any, *args: Any, **options: Any) -> Any:
         state = original(self, *args, **options)
-        for i, buffer in enumerate(self.buffers if state is not None else ()):
+        if state is None:  # only one rank asked for it, another one
+            return None
+        for i, buffer in enumerate(self.buffers):
             sizes = [bucket.numel_unpadded for bucket in buffer.buckets]
             padding = [bucket.grad_data.numel() - bucket.numel_unpadded for bucket in buffer.buckets]
             for tensors in state[i].values():

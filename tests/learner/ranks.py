@@ -1,6 +1,6 @@
 """Runs cases of the learner on every rank of a launch and prints what rank 0 found, one JSON line a case.
 
-    torchrun --nproc-per-node 4 tests/learner/ranks.py POLICY OUTPUT train:tensor=2:pipeline=2:packed=false ...
+    torchrun --nproc-per-node 4 tests/learner/ranks.py POLICY OUTPUT train:tensor=2:packed=false ...
 
 A case is a function here and the fields of ParallelConfig, BatchConfig and ModelConfig that it changes.
 Starting processes and importing megatron costs seconds, so one launch runs many cases.

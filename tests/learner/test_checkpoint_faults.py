@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from gigpo_mega.config import CheckpointConfig
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner import checkpoint, parallel
+from gigpo_mega.learner import checkpoint, parallel, shards
 from gigpo_mega.learner.checkpoint import Checkpoints
 from gigpo_mega.learner.update import Learner
 from tests.learner import ranks
@@ -83,7 +85,7 @@ def test_a_disk_without_room_is_seen_before_writing(
 def no_space(folder: Path, learner: Learner) -> Iterator[None]:
     """A disk that passes the check of free space and is full a little later: other programs write too."""
     filler = folder / "filler"
-    free = shutil.disk_usage(folder).free - checkpoint._size(learner) - 2**14
+    free = shutil.disk_usage(folder).free - shards.size(learner) - 2**14
     filler.write_bytes(bytes(free))
     yield
     filler.unlink()
@@ -132,27 +134,33 @@ def largest(folder: Path) -> Path:
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
-def truncate(folder: Path) -> None:
+def truncate(folder: Path) -> str:
     path = largest(folder)
+    size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:1000])
+    return f"learner/{path.name} has 1000 bytes of {size}"
 
 
-def remove(folder: Path) -> None:
-    largest(folder).unlink()
+def remove(folder: Path) -> str:
+    path = largest(folder)
+    path.unlink()
+    return f"learner/{path.name} is missing"
 
 
-def cut_description(folder: Path) -> None:
+def cut_description(folder: Path) -> str:
     (folder / "state.json").write_text('{"iteration": ')
+    return "state.json: JSONDecodeError: Expecting value: line 1 column 15 (char 14)"
 
 
 @pytest.mark.parametrize("damage", [truncate, remove, cut_description])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    damage: Callable[[Path], None], learner: Learner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: Callable[[Path], str], learner: Learner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoints = saved(learner, tmp_path, 3)
-    damage(tmp_path / "iteration_000003")
+    what = damage(tmp_path / "iteration_000003")
     assert checkpoints.resumable() == 2
-    assert capsys.readouterr().err == f"{tmp_path}/iteration_000003 is damaged; trying the one before it\n"
+    path = tmp_path / "iteration_000003"
+    assert capsys.readouterr().err == f"{path} is damaged ({what}); trying the one before it\n"
     with pytest.raises(UserError, match="delete it to resume from an older one") as error:
         checkpoints.load(learner, 3)
     assert "iteration_000003" in one_line(error)
@@ -163,6 +171,26 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
         checkpoints.resumable()
 
 
+def test_every_flipped_bit_is_found_and_named(
+    learner: Learner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = saved(learner, tmp_path, 2)
+    folder = tmp_path / "iteration_000002"
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "state.json"]
+    assert len(files) >= 4  # shards, their description, what is common to all, random states
+    for path in files:
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        path.write_bytes(flipped)
+        assert checkpoints.resumable() == 1
+        name = path.relative_to(folder)
+        what = f"{folder} is damaged ({name} has another SHA-256 than was written)"
+        assert capsys.readouterr().err == f"{what}; trying the one before it\n"
+        path.write_bytes(whole)
+    assert checkpoints.resumable() == 2
+
+
 def test_a_file_of_other_content_is_refused(learner: Learner, tmp_path: Path) -> None:
     checkpoints = saved(learner, tmp_path, 1)
     path = largest(tmp_path / "iteration_000001")
@@ -170,6 +198,40 @@ def test_a_file_of_other_content_is_refused(learner: Learner, tmp_path: Path) ->
     with pytest.raises(UserError, match="delete it to resume from an older one") as error:
         checkpoints.load(learner, 1)
     one_line(error)
+
+
+def test_one_written_in_the_background_appears_when_it_is_complete(
+    learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, free = threading.Event(), threading.Event()
+    write = shards.Writing._write
+
+    def slow(self: shards.Writing, *arguments: Any) -> Any:
+        started.set()
+        assert free.wait(60)
+        return write(self, *arguments)
+
+    monkeypatch.setattr(shards.Writing, "_write", slow)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(background=True))
+    learner.iteration = 1
+    checkpoints.save(learner)
+    assert started.wait(60)
+    checkpoints.poll(learner)
+    assert names(tmp_path) == ["iteration_000001.partial"]
+    before = {name: tensor.clone() for name, tensor in learner.policy.named_parameters()}
+    with torch.no_grad():
+        for parameter in learner.policy.parameters():
+            parameter += 1  # training goes on
+    free.set()
+    checkpoints.finish(learner)
+    checkpoints.load(learner, checkpoints.resumable())
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.policy.named_parameters())
+
+
+def test_what_a_killed_run_left_behind_goes(learner: Learner, tmp_path: Path) -> None:
+    (tmp_path / "iteration_000009.partial" / "learner").mkdir(parents=True)
+    saved(learner, tmp_path, 1)
+    assert names(tmp_path) == ["iteration_000001"]
 
 
 def test_a_new_run_starts_at_zero(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def evaluation_record(
         "split": split,
         "success": success,
         "standard_error": math.sqrt(success * (1 - success) / len(episodes)),
+        "score": float(np.mean([t.score for t in episodes])),
         "length": float(np.mean([len(t.steps) for t in episodes])),
         "invalid": float(np.mean([not s.valid for t in episodes for s in t.steps])),
         "kinds": {kind: _kind([t for t in episodes if t.task.kind == kind]) for kind in _kinds(episodes)},

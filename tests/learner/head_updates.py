@@ -1,4 +1,4 @@
-"""Updates of a policy with a large head, one JSON line each: (backend, tied, gradient reduction overlapped)."""
+"""Updates of a policy with a large head, one JSON line each: by backend, tied or not, overlapped or not."""
 
 from __future__ import annotations
 

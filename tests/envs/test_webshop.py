@@ -24,7 +24,7 @@ from envs.webshop.expert import demonstrate
 from envs.webshop.generate import Assortment, generate
 from envs.webshop.goals import Goal
 from envs.webshop.nouns import light_nouns
-from envs.webshop.pages import SEPARATOR
+from envs.webshop.pages import SEPARATOR, detail_page
 from envs.webshop.reward import Score, score, title_score, wanted
 from envs.webshop.session import Session, parse
 from envs.webshop.shop import Shop, ShopFiles, load_shop
@@ -125,6 +125,17 @@ def test_pages_are_turned_and_left():
     session = after("search[lamp]", "click[b1]", "click[features]")
     assert session.page.text.endswith("< Prev [SEP] easy to clean")
     assert session.page.clickables == ("back to search", "< prev")
+
+
+@pytest.mark.parametrize(
+    ("description", "shown"),
+    [("", []), (" \n\t ", []), (" ", [""]), ("\u00a0", [""]), (" <b>a</b> &\n b ", ["<b>a</b> &\n b"])],
+)
+def test_blanks_are_read_as_from_html(description: str, shown: list[str]):
+    page = detail_page(GOAL.instruction, replace(LAMP, description=description), "description")
+    assert page.text.split(SEPARATOR) == [
+        "Instruction:", GOAL.instruction, "Back to Search", "< Prev", *shown
+    ]  # fmt: skip
 
 
 def test_going_back_to_the_results_forgets_the_options_but_a_detail_page_does_not():

@@ -42,10 +42,12 @@ def random_columns(rows: int, seed: int = 0, tasks: int = 3, states: int = 4) ->
 def take(columns: Columns[Any], index: np.ndarray[Any, Any]) -> Columns[Any]:
     """The rows `index`, in that order; without tokens."""
     present = {f.name: getattr(columns, f.name) for f in fields(Columns) if f.name != "token_offsets"}
-    return Columns[Any](**{name: None if c is None else c[index] for name, c in present.items()})
+    taken: dict[str, Any] = {name: c[index] for name, c in present.items() if c is not None}
+    return Columns(**taken)
 
 
 def on(device: torch.device, columns: Columns[Any]) -> Columns[torch.Tensor]:
     """The columns as tensors."""
-    tensors: dict[str, Any] = {f.name: getattr(columns, f.name) for f in fields(Columns)}
-    return Columns(**{n: None if c is None else torch.from_numpy(c).to(device) for n, c in tensors.items()})
+    present = {f.name: getattr(columns, f.name) for f in fields(Columns)}
+    tensors: dict[str, Any] = {n: torch.from_numpy(c).to(device) for n, c in present.items() if c is not None}
+    return Columns(**tensors)

@@ -54,10 +54,9 @@ class Shopper:
 
     def _pick(self) -> str:
         """Opens the first listed product that fits, or looks further."""
-        by_asin = {asin.lower(): product for asin, product in self.session.shop.by_asin.items()}
-        for text in self.session.page.clickables:
-            if text in by_asin and self._purchase(by_asin[text]) is not None:
-                return f"click[{text}]"
+        for product in self.session.listed:
+            if self._purchase(product) is not None:
+                return f"click[{product.asin.lower()}]"
         self._turned += 1
         if self._turned < LAST_PAGE:
             return f"click[{pages.NEXT}]"

@@ -33,11 +33,10 @@ def search_page(instruction: str) -> Page:
     return Page(text, (SEARCH,), search_bar=True)
 
 
-def results_page(instruction: str, found: Sequence[Product], number: int) -> Page:
-    """Page `number`, from 1, of the products `found`."""
-    shown = found[(number - 1) * PER_PAGE : number * PER_PAGE]
+def results_page(instruction: str, shown: Sequence[Product], total: int, number: int) -> Page:
+    """Page `number`, from 1, of `total` products that were found."""
     turns = ["< Prev", "Next >"] if number > 1 else ["Next >"]
-    parts = [*_head(instruction), f"Page {number} (Total results: {len(found)})", *turns]
+    parts = [*_head(instruction), f"Page {number} (Total results: {total})", *turns]
     for product in shown:
         parts += [product.asin, product.title, product.price_text]
     clickables = [BACK, *map(str.lower, turns), *(product.asin.lower() for product in shown)]

@@ -28,6 +28,13 @@ class Session:
         self._kind = "search"
         self._searches = 0
 
+    @property
+    def listed(self) -> tuple[Product, ...]:
+        """The products on a page of results; none elsewhere."""
+        if self._kind != "results":
+            return ()
+        return self._found[(self._number - 1) * pages.PER_PAGE : self._number * pages.PER_PAGE]
+
     def act(self, action: str) -> bool:
         """Does `search[...]` or `click[...]`; whether it was understood: nothing happens otherwise.
 
@@ -64,7 +71,7 @@ class Session:
     def _open(self, target: str) -> None:
         """Shows an item page: of a product in the list, or again after an option was chosen."""
         if self._kind == "results":
-            self.product = next(product for product in self._found if product.asin.lower() == target)
+            self.product = next(product for product in self.listed if product.asin.lower() == target)
         elif self._kind == "item":
             assert self.product is not None
             names = [name for name, values in self.product.options.items() if target in values]
@@ -78,7 +85,7 @@ class Session:
         self._keywords, self._number = keywords, number
         self._searches += 1
         self._found = self._ranking()
-        self.page = pages.results_page(self.goal.instruction, self._found, number)
+        self.page = pages.results_page(self.goal.instruction, self.listed, len(self._found), number)
 
     def _ranking(self) -> tuple[Product, ...]:
         """The products for the keywords: ranked, or by one of WebShop's marks a plain selection."""

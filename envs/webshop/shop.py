@@ -46,11 +46,6 @@ class Shop:
         """The index, built when something is first searched."""
         return self._engine(self.products)
 
-    @cached_property
-    def by_asin(self) -> dict[str, Product]:
-        """The products by their ASIN."""
-        return {product.asin: product for product in self.products}
-
 
 @lru_cache(maxsize=4)
 def load_shop(files: ShopFiles) -> Shop:

@@ -243,7 +243,9 @@ def test_anchor_is_the_page_after_the_instruction(tasks: list[Task]):
         goal = environment.session.goal
         environment.step(f"search[{goal.name}]")
         environment.step(f"click[{goal.asin.lower()}]")
-        value = next(iter(environment.session.shop.by_asin[goal.asin].options.values()))[0]
+        product = environment.session.product
+        assert product is not None
+        value = next(iter(product.options.values()))[0]
         states[anchor] = [environment.step(f"click[{text}]").observation.state for text in ("nothing", value)]
     assert len({*states["observation"], states["state"][0]}) == 1
     assert states["state"][1] == f"{states['state'][0]} chosen: {json.dumps(environment.session.options)}"

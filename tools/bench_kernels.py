@@ -17,7 +17,6 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from gigpo_mega.errors import run_main  # noqa: E402
-from tools.bench_advantage import commit  # noqa: E402
-from tools.bench_advantage import device as processor  # noqa: E402
 from tools.kernel_bench.measure import Roofline, Seconds, extra_memory, roofline, seconds  # noqa: E402
+from tools.kernel_bench.record import commit, device_name, installed  # noqa: E402
 from tools.kernel_bench.registry import OPERATIONS, Case, Missing, Setting, error  # noqa: E402
 
 FOLDER = ROOT / "docs" / "benchmarks"
-PACKAGES = ("torch", "triton", "numpy", "liger-kernel", "cut-cross-entropy", "verl")
 for _name in ("head", "rows", "step"):
     importlib.import_module(f"tools.kernel_bench.{_name}")  # each registers its operations
 
@@ -83,8 +80,9 @@ def benchmark(setting: Setting, ops: list[str], budget: float) -> dict[str, Any]
 
     console = Console(width=150)
     roof = roofline(setting.device, budget)
-    console.print(f"{device_name(setting)}: {roof.flops / 1e9:,.0f} GFLOP/s in a {roof.product} product, "
-                  f"{roof.bytes / 1e9:.1f} GB/s in a copy of {roof.copy}")  # fmt: skip
+    product = f"{roof.flops / 1e9:,.0f} GFLOP/s in a {roof.product} product"
+    copy = f"{roof.bytes / 1e9:,.1f} GB/s in a copy of {roof.copy}"
+    console.print(f"{device_name(setting.device)}: {product}, {copy}")
     results: list[Result] = []
     for op in ops:
         for case in OPERATIONS[op](setting):
@@ -93,7 +91,7 @@ def benchmark(setting: Setting, ops: list[str], budget: float) -> dict[str, Any]
             results += found
     return {
         "benchmark": "kernels",
-        "device": device_name(setting),
+        "device": device_name(setting.device),
         "kind": setting.device.type,
         "commit": commit(),
         "quick": setting.quick,
@@ -102,18 +100,6 @@ def benchmark(setting: Setting, ops: list[str], budget: float) -> dict[str, Any]
         "roofline": asdict(roof),
         "results": [asdict(result) for result in results],
     }
-
-
-def device_name(setting: Setting) -> str:
-    return torch.cuda.get_device_name(setting.device) if setting.cuda else processor()
-
-
-def installed() -> Iterator[tuple[str, str]]:
-    for name in PACKAGES:
-        try:
-            yield name, metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
 
 
 def table(case: Case, results: list[Result], roof: Roofline) -> Any:

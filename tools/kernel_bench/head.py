@@ -144,15 +144,15 @@ def liger(setting: Setting) -> Head:
 
 
 def liger_flce(setting: Setting) -> Head:
-    needs_cuda(setting)
     function = _imported("liger_kernel.transformers.functional", "liger_fused_linear_cross_entropy")
+    needs_cuda(setting)
     return lambda hidden, weight, target: (-function(hidden, weight, target, reduction="sum"), None)
 
 
 def apple(setting: Setting) -> Head:
     """Exact: no gradient is filtered away."""
-    needs_cuda(setting)
     function = _imported("cut_cross_entropy", "linear_cross_entropy")
+    needs_cuda(setting)
 
     def head(hidden: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, None]:
         return -function(hidden, weight, target, reduction="none", filter_eps=None), None
@@ -161,8 +161,8 @@ def apple(setting: Setting) -> Head:
 
 
 def verl(setting: Setting) -> Head:
-    needs_cuda(setting)
     function = _imported("verl.utils.kernel.linear_cross_entropy", "LinearCrossEntropy")
+    needs_cuda(setting)
     names = list(inspect.signature(function.forward).parameters)[4:]  # their order changed between versions
     values: dict[str, Any] = {"reduction": "none", "temperature": 1.0, "dist_process_group": None}
     return lambda *tensors: function.apply(*tensors, *(values[name] for name in names))

@@ -11,12 +11,13 @@ import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from tools.check_setup import problems
+from tools.check_setup import gpu_problems, problems
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -121,7 +122,7 @@ def test_pinned_set_is_consistent():
     assert wrong == []
 
 
-def report(torch: str, *others: tuple[str, str], needs: tuple[str, ...] = ()) -> dict[str, object]:
+def report(torch: str, *others: tuple[str, str], needs: tuple[str, ...] = ()) -> dict[str, Any]:
     packages = [("torch", torch), *others]
     return {"install": [{"metadata": {"name": name, "version": version, "requires_dist": list(needs)}}
                         for name, version in packages]}
@@ -141,6 +142,30 @@ def test_check_setup_sees_what_is_missing():
         "torch 2.13.0+cpu is a local build, so this proves nothing",
         "no nvidia package came with torch",
         "triton is 3.6.0, not 3.7.1",
+    ]
+
+
+GPU_SET = (
+    ("sglang", "0.5.23"), ("megatron-core", "0.16.1"), ("ray", "2.60.0"), ("einops", "0.8.2"),
+    ("transformer-engine-cu13", "2.20.2"), ("nvidia-nccl-cu13", "2.30.7"), ("nvidia-cudnn-frontend", "1.32.0"),
+    ("onnx", "1.23.2"), ("onnxscript", "0.7.2"), ("packaging", "26.3"), ("pydantic", "2.14.3"),
+    ("nvdlfw-inspect", "0.2.2"),
+)  # fmt: skip
+
+
+def test_check_setup_accepts_a_complete_gpu_set():
+    assert gpu_problems(report("2.14.1", *GPU_SET)) == []
+
+
+def test_check_setup_sees_a_gpu_set_that_contradicts_itself():
+    others = [(n.replace("engine-cu13", "engine-cu12"), v) for n, v in GPU_SET if n not in ("ray", "onnx")]
+    found = report("2.14.1", *others)
+    found["install"][1]["metadata"]["requires_dist"] = ["torch==2.13.0"]
+    assert gpu_problems(found) == [
+        "sglang requires torch==2.13.0, which the set-up does not bring",
+        "ray is absent",
+        "transformer-engine-torch requires onnx, which the set-up does not bring",
+        "transformer-engine is for CUDA ['12'], torch for ['13']",
     ]
 
 

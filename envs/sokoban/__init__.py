@@ -1,0 +1,14 @@
+"""Sokoban: small rooms from seeds, in symbols or words."""
+
+from __future__ import annotations
+
+from envs.base import EnvironmentKind, register
+from envs.sokoban.dialogue import DIALOGUES
+from envs.sokoban.environment import SokobanEnvironment
+from envs.sokoban.expert import demonstrate, solve
+from envs.sokoban.rooms import Room, Shape, room_of
+from envs.sokoban.sources import SokobanTasks
+
+register("sokoban", EnvironmentKind(SokobanEnvironment, SokobanTasks, demonstrate, DIALOGUES))
+
+__all__ = ["Room", "Shape", "SokobanEnvironment", "SokobanTasks", "demonstrate", "room_of", "solve"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,11 +33,16 @@ class Span:
     end: int
 
 
-@dataclass
-class Columns(PackedSeqParams):
-    """The columns of a micro-batch on this rank, for `layers.CausalAttention`; megatron hands it through."""
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of a micro-batch on this rank, for `layers.CausalAttention`.
 
-    spans: tuple[Span, ...] = ()  # in the order in which this rank holds them
+    megatron hands it through in the place of its `PackedSeqParams`.
+    """
+
+    qkv_format: ClassVar[str] = "sbhd"  # to megatron one long sequence
+    spans: tuple[Span, ...]  # in the order in which this rank holds them, as many of each sequence
+    lengths: tuple[int, ...]  # of the whole sequences
     order: Tensor | None = None  # [s] from gathered columns to the micro-batch's; None where all are here
 
 
@@ -60,11 +65,11 @@ def indices(held: Sequence[Span]) -> Int64:
 
 def columns(starts: Int64, ranks: int, rank: int, device: torch.device) -> Columns:
     """What attention must know on `rank`."""
-    held = spans(starts, ranks, rank)
+    held, lengths = spans(starts, ranks, rank), tuple(np.diff(starts).tolist())
     if ranks == 1:
-        return Columns(spans=held)
+        return Columns(held, lengths)
     gathered = np.concatenate([indices(spans(starts, ranks, r)) for r in range(ranks)])
-    return Columns(spans=held, order=torch.from_numpy(np.argsort(gathered)).to(device))
+    return Columns(held, lengths, torch.from_numpy(np.argsort(gathered)).to(device))
 
 
 def packed_for_transformer_engine(starts: Int64, device: torch.device) -> PackedSeqParams:

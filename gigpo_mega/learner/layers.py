@@ -68,22 +68,25 @@ class CausalAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: Any = None, **__: Any
     ) -> Tensor:
-        columns: Columns = packed_seq_params or Columns(spans=(Span(0, 0, len(query)),))
+        columns: Columns = packed_seq_params or Columns((Span(0, 0, len(query)),), (len(query),))
         if columns.order is not None:
             both = torch.cat([key, value], dim=-1)
             both = gather_from_sequence_parallel_region(both, group=self.context_group)[columns.order]
             key, value = both.chunk(2, dim=-1)
-        done = 0
-        outputs: list[Tensor] = []
-        for span in columns.spans:
-            size = span.end - span.start
-            seen = slice(span.first, span.end)
-            outputs.append(self._attend(query[done : done + size], key[seen], value[seen]))
-            done += size
+        # Split, not sliced: the gradient of every slice would be as large as the whole.
+        keys, values = key.split(columns.lengths), value.split(columns.lengths)
+        queries = query.split([span.end - span.start for span in columns.spans])
+        each = len(columns.spans) // len(columns.lengths)
+        outputs = [
+            self._attend(queries[i], keys[i // each], values[i // each], span.end - span.first)
+            for i, span in enumerate(columns.spans)
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """The last query sees every key, the one before it one less, and so on."""
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, seen: int) -> Tensor:
+        """The last query sees the first `seen` keys, the one before it one less, and so on."""
+        if seen < len(key):
+            key, value = key[:seen], value[:seen]
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         square = len(query) == len(key)
         mask = None if square else causal_lower_right(len(query), len(key))

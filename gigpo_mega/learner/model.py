@@ -16,6 +16,7 @@ from gigpo_mega.batching import Cost
 from gigpo_mega.config import ModelConfig, ParallelConfig
 from gigpo_mega.cpu import megatron as cpu_megatron
 from gigpo_mega.errors import UserError
+from gigpo_mega.learner.context import Columns
 from gigpo_mega.learner.layers import local_block
 from kernels.logprob import Backend, linear_logprob
 
@@ -197,14 +198,14 @@ class PolicyModel(GPTModel):
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: PackedSeqParams | Columns | None = None,
         **rest: Any,
     ) -> tuple[Any, ...]:
         """Embeddings (first stage), and rotary angles by `position_ids` [b, s], equal in every row.
 
         megatron derives angles from column numbers and cuts packed sequences out one by one in each layer.
         """
-        if packed_seq_params is not None and packed_seq_params.qkv_format == "thd":  # Transformer Engine's
+        if isinstance(packed_seq_params, PackedSeqParams):  # Transformer Engine's
             return super()._preprocess(input_ids, position_ids, packed_seq_params=packed_seq_params, **rest)
         embedded = self.embedding(input_ids, position_ids) if self.pre_process else None
         frequencies = self.rotary_pos_emb.inv_freq.to(position_ids.device)

@@ -280,7 +280,7 @@ class _Inputs:
     labels: Tensor  # [b, s]
     mask: Tensor  # [b, s]
     positions: Tensor  # [b, s] in the sequence
-    columns: PackedSeqParams | None
+    columns: PackedSeqParams | context.Columns | None
     places: Tensor | None  # [k] where this rank's response tokens stand among all [n]; None where it has all
 
 

@@ -128,8 +128,8 @@ def _pad_buckets() -> None:
 
     megatron-core 0.16.1 gathers the buckets of a gradient buffer without the padding at their ends, then
     takes each parameter from where it stands with padding: what follows the first bucket is saved shifted,
-    with no more than a warning. There are several buckets where gradients overlap with the backward pass, and on the
-    pipeline stages that share the embedding.
+    with no more than a warning. There are several buckets where gradients overlap with the backward pass,
+    and on the pipeline stages that share the embedding.
     """
     patched: Any = DistributedOptimizer
     original = patched.get_parameter_state_dp_zero

@@ -6,6 +6,7 @@ one for each parameter, and megatron's distributed optimizer neither saves nor r
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,6 +66,7 @@ def _keep_step_on_load() -> None:
     patched: Any = DistributedOptimizer
     original = patched._set_main_param_and_optimizer_states
 
+    @functools.wraps(original)
     def with_step(self: Any, model_param: Any, tensors: dict[str, Tensor]) -> None:
         group, order = self.model_param_group_index_map[model_param]
         state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -105,7 +107,7 @@ def test_context_ranks_hold_every_column_once_and_the_same_work(ranks: int) -> N
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_attention_of_packed_sequences_is_exact(ranks: int) -> None:
-    """Against one sequence after the other in float64, value and gradient, whatever ranks hold the columns."""
+    """Against one sequence after the other in float64, value and gradient, whoever holds the columns."""
     rng = torch.Generator().manual_seed(0)
     starts = np.array([0, 8, 32, 36])
     q = torch.randn(36, 1, 4, 6, generator=rng, dtype=torch.float64, requires_grad=True)
@@ -121,9 +123,7 @@ def test_attention_of_packed_sequences_is_exact(ranks: int) -> None:
         parts.append(attention(q[mine], k, v, packed_seq_params=columns))
         places.append(mine)
     found = torch.cat(parts)[torch.cat(places).argsort()]
-    expected = torch.cat(
-        [dense(q[a:b], k[a:b], v[a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
-    )
+    expected = torch.cat([dense(q[a:b], k[a:b], v[a:b]) for a, b in pairwise(starts.tolist())])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     upstream = torch.randn(found.shape, generator=rng, dtype=torch.float64)
     ours = torch.autograd.grad(found, (q, k, v), upstream)
@@ -139,7 +139,7 @@ class FakeGroups:
 
 
 def dense(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Softmax of all scores under a triangular mask: q [s, 1, h, d], k and v [s, 1, g, d] -> [s, 1, h * d]."""
+    """Softmax of all scores under a mask: q [s, 1, h, d], k and v [s, 1, g, d] -> [s, 1, h * d]."""
     k, v = (x.repeat_interleave(q.shape[2] // k.shape[2], dim=2) for x in (k, v))
     scores = torch.einsum("sbhd,tbhd->bhst", q, k) / q.shape[-1] ** 0.5
     hidden = torch.ones(len(q), len(q), dtype=torch.bool).triu(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +14,8 @@ from gigpo_mega.learner.checkpoint import Checkpoints
 from gigpo_mega.learner.update import Learner
 from tests.learner import ranks
 from tests.tiny import write_policy
+
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer  # isort: skip
 
 pytestmark = [
     pytest.mark.distributed,
@@ -69,6 +70,16 @@ def test_loading_wants_a_state_to_load_into(
 ) -> None:
     monkeypatch.setattr(torch_adam, "prefill", lambda optimizer: None)
     with pytest.raises(UserError, match="cannot read"):
+        checkpoints.load(ranks.learner(place), 1)
+
+
+def test_loading_drops_the_step_from_the_state(
+    place: ranks.Place, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "_set_main_param_and_optimizer_states"
+    unmended = getattr(DistributedOptimizer, name).__wrapped__
+    monkeypatch.setattr(DistributedOptimizer, name, unmended)
+    with pytest.raises(UserError, match="KeyError: 'step'"):
         checkpoints.load(ranks.learner(place), 1)
 
 

@@ -1,7 +1,7 @@
 """Measure text environments: steps per second on one core, resets, first parse; peers in the same run.
 
     python tools/bench_envs.py --env alfworld --json        # the last line is one JSON object
-    python tools/bench_envs.py --env webshop --json         # tools/bench_webshop.py says what is measured
+    python tools/bench_envs.py --env webshop --json         # tools/webshop_speed.py says what is measured
 
 ALFWorld: random walks on generated games of all six types in full-size rooms, admissible commands included
 after every step; the official engine runs the same where it is importable (see tools/check_alfworld.py).
@@ -150,9 +150,9 @@ def main() -> None:
     parser.add_argument("--original", type=Path, metavar="DIR", help="checkout of WebShop")
     options = parser.parse_args()
     if options.env == "webshop":
-        from tools import bench_webshop
+        from tools import webshop_speed
 
-        return bench_webshop.main(options)
+        return webshop_speed.main(options)
     try:
         result = bench_alfworld(options.games, options.episodes, options.steps, options.seed)
     except EnvironmentError as error:

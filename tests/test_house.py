@@ -147,7 +147,7 @@ def test_check_setup_sees_what_is_missing():
 
 GPU_SET = (
     ("sglang", "0.5.23"), ("megatron-core", "0.16.1"), ("ray", "2.60.0"), ("einops", "0.8.2"),
-    ("transformer-engine-cu13", "2.20.2"), ("nvidia-nccl-cu13", "2.30.7"), ("nvidia-cudnn-frontend", "1.32.0"),
+    ("transformer-engine-cu13", "2.20.2"), ("nvidia-nccl-cu13", "2.30.7"), ("nvidia-cudnn-frontend", "1.32"),
     ("onnx", "1.23.2"), ("onnxscript", "0.7.2"), ("packaging", "26.3"), ("pydantic", "2.14.3"),
     ("nvdlfw-inspect", "0.2.2"),
 )  # fmt: skip

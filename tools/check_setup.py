@@ -4,8 +4,8 @@
     python3.12 tools/check_setup.py --gpu           # requirements/gpu.txt, for the Python that runs this
 
 A dry run of pip, blind to every configured wheel folder, installs nothing. It takes minutes, and downloads
-whole wheels where an index does not serve their metadata apart. torch must be the index's own build with all it
-requires, its nvidia packages and triton among them. On a GPU machine it must be the one that SGLang asks for,
+whole wheels where an index does not serve their metadata apart. torch must be the index's own build with all
+it requires, its nvidia packages and triton among them. On a GPU machine it must be what SGLang asks for,
 and Transformer Engine's core must be for the same CUDA, with all that its torch half asks for.
 """
 

@@ -27,6 +27,7 @@ TWO = ["tensor=2", "pipeline=2", "pipeline=2:virtual_pipeline=2", "tensor=2:sequ
 FOUR = ["tensor=2:pipeline=2", "tensor=2"]  # the second has two data-parallel ranks
 MIXED = ["tensor=2:sequence_parallel=true:pipeline=2:virtual_pipeline=2",
          "tensor=2:sequence_parallel=true:context=2", "pipeline=2:context=2", "pipeline=2"]  # fmt: skip
+BY_ROW = "iterate:ratio=sequence:aggregation=seq-mean-token-mean"  # GSPO
 OVERLAPPED = "train:overlap_grad_reduce=true:overlap_param_gather=true"
 
 
@@ -62,13 +63,22 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 
 @pytest.fixture(scope="module")
 def one(folders: Folders) -> Results:
-    found = alone(folders, *ALONE, "resume", "score")
+    by_row = [f"{BY_ROW}:packed=false", f"{BY_ROW}:microbatch_tokens=1000"]
+    found = alone(folders, *ALONE, "resume", "score", *by_row)
     return found | alone(folders, "resume:distributed_optimizer=false")
 
 
 @pytest.fixture(scope="module")
 def two(folders: Folders, one: Results) -> Results:
-    others = [OVERLAPPED, "resume:pipeline=2", "resume:tensor=2", "full:tensor=2", "logprob:tensor=2"]
+    others = [
+        BY_ROW,
+        f"{BY_ROW}:context=2",
+        OVERLAPPED,
+        "resume:pipeline=2",
+        "resume:tensor=2",
+        "full:tensor=2",
+        "logprob:tensor=2",
+    ]
     return launch(2, folders, *both(TWO), *others)
 
 
@@ -108,6 +118,18 @@ def test_two_processes_equal_one(case: str, one: Results, two: Results) -> None:
 @pytest.mark.parametrize("case", [*both(FOUR), *(f"train:{layout}" for layout in MIXED)])
 def test_four_processes_equal_one(case: str, one: Results, four: Results) -> None:
     same(one["train:packed=false"], four[case])
+
+
+def test_losses_by_row_depend_on_no_layout(one: Results, two: Results) -> None:
+    """Their denominator counts rows, over all micro-batches and data-parallel ranks."""
+    [expected] = one[f"{BY_ROW}:packed=false"]["metrics"]
+    by_token = one["train"]["metrics"][0]
+    assert abs(expected["loss/total"] - by_token["loss/total"]) > 1e-3
+    assert abs(expected["optimizer/grad_norm"] - by_token["optimizer/grad_norm"]) > 1e-2
+    others = (one[f"{BY_ROW}:microbatch_tokens=1000"], two[BY_ROW], two[f"{BY_ROW}:context=2"])
+    for [found] in (case["metrics"] for case in others):
+        for name in expected:
+            assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=2e-6), name
 
 
 def test_resume_is_bit_equal(one: Results, two: Results) -> None:
@@ -151,7 +173,7 @@ def test_scores_equal_transformers(folders: Folders, one: Results) -> None:
     from transformers import Qwen2ForCausalLM
 
     theirs = Qwen2ForCausalLM.from_pretrained(folders[0], dtype=torch.float32).eval()
-    for row, step in enumerate(random_steps(24)):
+    for row, step in enumerate(random_steps(ranks.ROWS)):
         ids = torch.from_numpy(np.concatenate([step.prompt_ids, step.response_ids]).astype(np.int64))
         with torch.no_grad():
             logprobs = theirs(ids[None]).logits[0, :-1].log_softmax(-1)

@@ -99,7 +99,12 @@ def world_from_environment() -> tuple[int, int]:
 
 
 def check_layout(cfg: ParallelConfig, world: int) -> None:
-    """Raise UserError where `cfg` does not multiply to `world` processes."""
+    """Raise UserError where `cfg` does not multiply to `world` processes, or wants a GPU that is missing."""
+    if cfg.offload_optimizer and not torch.cuda.is_available():
+        raise UserError(
+            f"parallel.offload_optimizer {cfg.offload_optimizer} needs a GPU to take load off; "
+            "here the CPU does all: set it to 0"
+        )
     sizes = {"tensor": cfg.tensor, "pipeline": cfg.pipeline, "context": cfg.context}
     fixed = math.prod(sizes.values())
     if world % fixed:

@@ -33,6 +33,12 @@ def test_a_layout_that_does_not_multiply_to_the_world_names_the_whole_product() 
     parallel.check_layout(ParallelConfig(tensor=2, pipeline=2, context=2), world=16)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to offload from")
+def test_offloading_needs_a_gpu() -> None:
+    with pytest.raises(UserError, match=r"parallel\.offload_optimizer 0\.5 needs a GPU"):
+        parallel.check_layout(ParallelConfig(offload_optimizer=0.5), world=1)
+
+
 @pytest.mark.parametrize(
     ("layout", "message"),
     [

@@ -49,6 +49,11 @@ class HFReader:
         """The bytes of all files."""
         return sum(file.stat().st_size for file in set(self._file.values()))
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors."""
+        return list(self._file)
+
     def __contains__(self, name: str) -> bool:
         return name in self._file
 

@@ -33,12 +33,23 @@ def published(directory: Path, size: int = 0, *, replace: bool = False) -> Itera
         if directory.exists():
             shutil.rmtree(directory)
         os.replace(partial, directory)
-    except (OSError, RuntimeError, SafetensorError) as error:  # all may mean a full disk
-        reason = " ".join(str(error).split())[:300]
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
         remedy = "free space or name another directory"
         raise UserError(f"cannot write {directory}: {reason}; {remedy}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """What the disk said, also where torch answered its error with one of its own."""
+    while error is not None:
+        if isinstance(error, OSError | SafetensorError):
+            return " ".join(str(error).split())[:300]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _sync(folder: Path) -> None:

@@ -41,7 +41,7 @@ def different(hf: Path, checkpoint: Path) -> list[str]:
     with stage("verify", sum(1 for _ in entries(shape)), "tensors") as bar:
         for entry in entries(shape):
             for name, tensor in zip(entry.hf, ours.separate(entry, shape), strict=True):
-                if not _same_bits(tensor, theirs.tensor(name)):
+                if not same_bits(tensor, theirs.tensor(name)):
                     found.append(name)
             bar.advance()
     return found
@@ -50,7 +50,7 @@ def different(hf: Path, checkpoint: Path) -> list[str]:
 def logits_gap(hf: Path, checkpoint: Path) -> LogitsGap:
     """Compare on random tokens transformers, which loads `hf`, and the learner, which loads `checkpoint`.
 
-    Needs memory for one float32 copy of the model: the two are loaded one after the other.
+    Needs memory for two float32 copies of the model at most: the two are loaded one after the other.
     """
     shape = ModelShape.from_hf(hf)
     generator = torch.Generator().manual_seed(_SEED)
@@ -85,7 +85,8 @@ def _learner_logits(checkpoint: Path, shape: ModelShape, tokens: Tensor) -> Tens
         parallel.shutdown()
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """True where type, shape and every bit are the same, NaN included."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

@@ -23,7 +23,6 @@ from gigpo_mega.weights.huggingface import HFReader, HFWriter
 from gigpo_mega.weights.names import entries
 from gigpo_mega.weights.sharded import FOLDER, Grid
 from tests.tiny import write_policy
-from tools import bench_conversion
 from tools import convert as tool
 
 FAMILIES = ("qwen2", "qwen3", "llama")
@@ -321,7 +320,7 @@ def test_a_disk_without_room_is_seen_before_writing(
     policy: Path, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1 << 30, 1 << 30, 1000))
-    wanted = r"0.5 MiB are needed, 0.0 MiB are free"
+    wanted = "0.2 MiB are needed, 0.0 MiB are free; free space or name another directory"
     assert wanted in refusal(lambda: convert.import_hf(policy, tmp_path / "out", Grid()), tmp_path)
     assert wanted in refusal(lambda: convert.export_hf(converted, policy, tmp_path / "out"), tmp_path)
 
@@ -361,12 +360,3 @@ def test_a_checkpoint_of_another_model_is_one_line(policy: Path, converted: Path
     line = refusal(lambda: convert.export_hf(converted, policy, tmp_path / "out"), tmp_path)
     wanted = "holds decoder.layers.mlp.linear_fc1.weight of shape [4, 128, 32]; config.json asks for [4, 120"
     assert wanted in line
-
-
-def test_the_page_shows_the_record() -> None:
-    record = json.loads(bench_conversion.RECORD.read_text())
-    assert bench_conversion.table(record) in bench_conversion.PAGE.read_text()
-    assert record["cases"].keys() == {case.name for case in bench_conversion.CASES}
-    for name, case in record["cases"].items():
-        assert case["tensors_equal"] == case["tensors"], name
-        assert max(case["import"]["peak_mib"], case["export"]["peak_mib"]) < 6 * 1024, name

@@ -1,0 +1,86 @@
+"""On every rank of every layout, load and export are inverse; native checkpoints and imports are alike."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from gigpo_mega.weights import convert, verify
+from gigpo_mega.weights.huggingface import HFReader
+from gigpo_mega.weights.sharded import FOLDER, Grid
+from tests.tiny import write_policy
+
+pytestmark = pytest.mark.distributed
+ROOT = Path(__file__).parents[2]
+LAYOUTS = ("2x2x1", "1x2x2", "2x1x1")
+POLICIES: dict[str, dict[str, Any]] = {
+    "qwen2_tied": {"family": "qwen2", "tie_word_embeddings": True},
+    "qwen3_untied": {"family": "qwen3", "tie_word_embeddings": False, "head_dim": 12},
+}
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """What the ranks left and printed; their checkpoint is cut for a layout that is none of theirs."""
+    root = tmp_path_factory.mktemp("export")
+    for name, options in POLICIES.items():
+        hf = write_policy(root / name / "hf", num_hidden_layers=4, **options)
+        convert.import_hf(hf, root / name / "checkpoint", Grid(1, 4))
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone",
+               "--nproc-per-node", "4", str(ROOT / "tests/weights/export_ranks.py"),
+               str(root), *LAYOUTS]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return root, [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+
+
+def test_every_rank_exports_what_was_loaded(launched: tuple[Path, list[dict[str, Any]]]) -> None:
+    _, rows = launched
+    assert {(row["layout"], row["policy"]) for row in rows} == {(x, p) for x in LAYOUTS for p in POLICIES}
+    for row in rows:
+        assert row["wrong"] == [[[], []]] * 4  # by rank: from Hugging Face, from the checkpoint
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_the_ranks_save(
+    layout: str, policy: str, launched: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    folder = launched[0] / policy
+    assert verify.different(folder / f"saved_{layout}", folder / "checkpoint") == []
+    assert verify.different(folder / "hf", folder / f"native_{layout}") == []
+    convert.export_hf(folder / f"native_{layout}", folder / "hf", tmp_path / "back")
+    original, back = HFReader(folder / "hf"), HFReader(tmp_path / "back")
+    assert sorted(back.names) == sorted(original.names)
+    assert all(verify.same_bits(back.tensor(name), original.tensor(name)) for name in original.names)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_import_is_cut_as_megatron_cuts(
+    layout: str, policy: str, launched: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    folder = launched[0] / policy
+    convert.import_hf(folder / "hf", tmp_path / "out", Grid(*map(int, layout.split("x"))))
+    ours = chunks(tmp_path / "out")
+    assert len(ours) > 8
+    assert ours == chunks(folder / f"native_{layout}")
+
+
+def chunks(checkpoint: Path) -> dict[str, Any]:
+    """Of every tensor: its size, type, and where its chunks begin and how large they are."""
+    metadata = FileSystemReader(checkpoint / FOLDER).read_metadata()
+    return {
+        key: (found.size, found.properties.dtype, sorted((c.offsets, c.sizes) for c in found.chunks))
+        for key, found in metadata.state_dict_metadata.items()
+        if isinstance(found, TensorStorageMetadata)
+    }

@@ -14,7 +14,7 @@ from gigpo_mega.planning.shapes import find
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
-ALFWORLD = sorted((ROOT / "configs" / "alfworld").glob("*.yaml"))
+ALFWORLD = sorted((ROOT / "configs" / "alfworld").glob("qwen*.yaml"))
 NODES = {"qwen2.5-1.5b": 1, "qwen2.5-3b": 1, "qwen2.5-7b": 1, "qwen2.5-7b-2nodes": 2, "qwen2.5-7b-8nodes": 8}
 
 

@@ -23,3 +23,4 @@ class Variant:
     product: bool = False  # a matrix product is meant: tensor-core instructions must be there
     divisible: tuple[str, ...] = ()  # integer arguments that are multiples of 16
     targets: tuple[int, ...] = (80, 90, 100)  # compute capabilities that launch it, times ten
+    fusion: bool = True  # of a product with the sum it goes into: they round once, not twice

@@ -40,7 +40,9 @@ def from_numpy(values: NDArray[Any], like: Array) -> Array:
 
 
 def check_column(name: str, array: NDArray[Any] | Tensor, dtype: str, shape: tuple[int, ...]) -> None:
-    """Raise ValueError unless `array` has `dtype` ("int64") and `shape`."""
+    """Raise ValueError unless `array` has `dtype` ("int64") and `shape`, and a tensor is contiguous."""
     found = str(array.dtype).removeprefix("torch."), tuple(array.shape)
     if found != (dtype, shape):
         raise ValueError(f"{name} must be {dtype}{[*shape]}, got {found[0]}{[*found[1]]}")
+    if not isinstance(array, np.ndarray) and not array.is_contiguous():
+        raise ValueError(f"{name} must be a contiguous tensor: call contiguous() on it")

@@ -48,7 +48,7 @@ class Resources:
     instructions: int
     products: int  # on the tensor cores
     tma: int  # bulk copies
-    atomics: int
+    float_atomics: int  # sums in the order of arrival
     triton: str
 
     @property
@@ -86,8 +86,9 @@ def compile_variant(op: str, index: int, sm: int) -> Resources:
     knobs.compilation.always_compile = True
     knobs.nvidia.dump_ptxas_log = True  # Triton runs `ptxas -v`; this prints what it said
     with contextlib.redirect_stdout(io.StringIO()) as log:
-        binary = triton.compile(source, GPUTarget("cuda", sm, 32),
-                                {"num_warps": variant.warps, "num_stages": variant.stages})  # fmt: skip
+        options = {"num_warps": variant.warps, "num_stages": variant.stages,
+                   "enable_fp_fusion": variant.fusion}  # fmt: skip
+        binary = triton.compile(source, GPUTarget("cuda", sm, 32), options)
     asm = _disassemble(binary.asm["cubin"])
     return Resources(
         op, variant.name, sm,
@@ -98,7 +99,7 @@ def compile_variant(op: str, index: int, sm: int) -> Resources:
         instructions=len(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/", asm, re.MULTILINE)),
         products=len(re.findall(r"\b(?:HGMMA|HMMA|IMMA|UTC\w*MMA)\b", asm)),
         tma=len(re.findall(r"\b(?:UTMALDG|UTMASTG|UBLKCP)\b", asm)),
-        atomics=len(re.findall(r"\b(?:ATOM|ATOMG|RED|REDG)\b", asm)),
+        float_atomics=len(re.findall(r"\b(?:ATOM|ATOMG|ATOMS|RED|REDG)\.[\w.]*\bB?F(?:16|32|64)", asm)),
         triton=triton.__version__,
     )  # fmt: skip
 
@@ -146,6 +147,8 @@ def complaints(found: Sequence[Resources], record: Sequence[Resources]) -> list[
             wrong.append(f"{name} spills {now.spills} bytes of registers")
         if now.shared > SHARED_LIMIT[now.sm]:
             wrong.append(f"{name}: {now.shared} bytes of shared memory exceed {SHARED_LIMIT[now.sm]}")
+        if now.float_atomics:
+            wrong.append(f"{name} adds floats atomically: its sums differ from run to run")
         if (now.op, now.variant) in products and not now.products:
             wrong.append(f"{name} is a matrix product without tensor-core instructions")
         before = known.pop(now.key, None)

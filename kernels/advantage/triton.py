@@ -9,7 +9,8 @@ its number, which is below N on either level, so nothing has to be counted on th
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -320,28 +321,34 @@ def _variants() -> tuple[Variant, ...]:
         **dict.fromkeys(("relative", "total", "token"), "*fp32"),
         **dict.fromkeys(("rows", "levels"), "i32"),
     }
-    block, walked = {"BLOCK": PRODUCTION.block}, {"BLOCK": PRODUCTION.trajectories, "GAMMA": 0.95}
-    filled = {"ROWS": PRODUCTION.filled, "BLOCK": PRODUCTION.tokens}
+    block, filled = {"BLOCK": PRODUCTION.block}, {"ROWS": PRODUCTION.filled, "BLOCK": PRODUCTION.tokens}
+    walked = {"BLOCK": PRODUCTION.trajectories, "GAMMA": 0.95, "EARLY": True, "SINGLE": False}
     official = Rule(keep_lone=True, single=True)
-    rules = {"paper": Rule(), "official": official, "rloo": Rule(scale=False, leave_one_out=True)}
+    rules = {
+        "paper": Rule(),
+        "paper_mean": Rule(scale=False),
+        "official": official,
+        "official_mean": replace(official, scale=False),
+        "rloo": Rule(scale=False, leave_one_out=True),
+    }
+    exact = partial(Variant, signature=signature, warps=4, stages=3, fusion=False)
     levels = [(name, rule, level) for name, rule in rules.items() for level in (0, 1)][:-1]
     return (
-        Variant("find_boundaries", find_boundaries, signature, block, 4, 3),
-        Variant("find_begins", find_begins, signature, block, 4, 3),
-        Variant("walk", walk, signature, {**walked, "EARLY": True, "SINGLE": False}, 1, 3),
-        Variant("walk_official", walk, signature, {**walked, "EARLY": False, "SINGLE": True}, 1, 3),
+        exact("find_boundaries", find_boundaries, constants=block),
+        exact("find_begins", find_begins, constants=block),
+        exact("walk", walk, constants=walked, warps=1),
+        exact("walk_one_level", walk, constants={**walked, "step_group": None}, warps=1),
+        exact("walk_official", walk, constants={**walked, "EARLY": False, "SINGLE": True}, warps=1),
         *(
-            Variant(f"{kernel.fn.__name__}_{unit}", kernel, signature,
-                    {**block, "BY_ROW": unit == "rows"}, 4, 3)
+            exact(f"{kernel.fn.__name__}_{unit}", kernel, constants={**block, "BY_ROW": unit == "rows"})
             for kernel in (find_extremes, sum_values, sum_squares)
             for unit in ("trajectories", "rows")
         ),
         *(
-            Variant(f"compare_{name}_{level}", compare, signature,
-                    {**block, **_constants(level, rule, 1.0)}, 4, 3)
+            exact(f"compare_{name}_{level}", compare, constants={**block, **_constants(level, rule, 1.0)})
             for name, rule, level in levels  # RLOO has no step level
         ),
-        Variant("spread", spread, signature, filled, 4, 3),
+        exact("spread", spread, constants=filled, fusion=True),
     )
 
 

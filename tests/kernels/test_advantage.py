@@ -193,6 +193,9 @@ def test_wrong_columns_are_named() -> None:
         hierarchical_advantage(replace(columns, reward=columns.reward.astype(np.float32)), PAPER)
     with pytest.raises(ValueError, match=r"token_offsets must be int64\[6\], got int64\[5\]"):
         hierarchical_advantage(replace(columns, token_offsets=columns.group), PAPER)
+    strided = torch.zeros(5, 2, dtype=torch.float64)[:, 0]
+    with pytest.raises(ValueError, match="penalty must be a contiguous tensor"):
+        hierarchical_advantage(replace(on(torch.device("cpu"), columns), penalty=strided), PAPER)
     with pytest.raises(ValueError, match="trajectory 0 has step 1 where step 0 was due"):
         hierarchical_advantage(replace(columns, step=columns.step + 1), PAPER)
 

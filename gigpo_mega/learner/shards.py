@@ -39,6 +39,8 @@ class Writing:
 
     def __init__(self, learner: Learner, folder: Path, background: bool) -> None:
         filesystem_async._results_queue = self._results = queue.Queue()
+        if torch_adam.USED:
+            torch_adam.prefill(learner.optimizer)  # a run may be saved before its first update
         state = _sharded(learner, loading=False)
         self._request = cast(
             AsyncRequest,

@@ -16,7 +16,7 @@ import torch
 
 from gigpo_mega.config import CheckpointConfig
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner import checkpoint, parallel, shards
+from gigpo_mega.learner import checkpoint, parallel, shards, torch_adam
 from gigpo_mega.learner.checkpoint import Checkpoints
 from gigpo_mega.learner.update import Learner
 from tests.learner import ranks
@@ -239,6 +239,14 @@ def test_a_new_run_starts_at_zero(tmp_path: Path) -> None:
     assert checkpoints.resumable() == 0
     assert checkpoints.newest() is None
     assert checkpoints.oldest() is None
+
+
+def test_a_learner_that_was_never_updated(learner: Learner, tmp_path: Path) -> None:
+    fresh = Learner(ranks.config(), learner.shape, learner.layout)
+    saved(fresh, tmp_path, 1).load(learner, 1)
+    assert torch_adam.step_count(learner.optimizer) == 0
+    for ours, theirs in zip(fresh.policy.parameters(), learner.policy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_old_checkpoints_go(learner: Learner, tmp_path: Path) -> None:

@@ -182,17 +182,17 @@ def _column(values: Tensor | None) -> Tensor | None:
 
 
 def _variants() -> tuple[Variant, ...]:
-    """One for each combination of optional tensors."""
+    """The learner has entropies always, a reference policy and sequence ratios by its config."""
     tensors = ("logprob", "old_logprob", "advantage", "weight", "ref_logprob", "entropy", "row_log_ratio",
                "d_logprob", "d_entropy", "partial")  # fmt: skip
     scalars = ("low", "high", "dual_clip", "kl_coef", "entropy_coef", "max_log_ratio")
     signature = dict.fromkeys(tensors, "*fp32") | dict.fromkeys(scalars, "fp32")
     signature |= {"tokens": "i32", "kind": "i32"}
     found: list[Variant] = []
-    for ref, entropy, row in product((True, False), repeat=3):
-        given = {"ref_logprob": ref, "entropy": entropy, "row_log_ratio": row, "d_entropy": entropy}
-        name = "+".join(["token", *("ref",) * ref, *("entropy",) * entropy, *("row",) * row])
-        constants: dict[str, Any] = {key: None for key, there in given.items() if not there}
+    for ref, row in product((False, True), repeat=2):
+        name = "entropy" + " ref" * ref + " row" * row
+        constants: dict[str, Any] = {} if ref else {"ref_logprob": None}
+        constants |= {} if row else {"row_log_ratio": None}
         constants |= {"BLOCK": _BLOCK, "COLUMNS": len(SUMS)}
         found.append(Variant(name, policy_loss_kernel, signature, constants, _WARPS, stages=1))
     return tuple(found)

@@ -16,7 +16,7 @@ COLORS = {
     "ours (triton)": "#0b6e4f", "ours (fused)": "#0b6e4f", "ours (chunked)": "#3da35d",
     "ours (numpy)": "#3da35d", "ours (reference)": "#96d1a5",
 }  # fmt: skip
-OTHERS = ("#3b528b", "#c8553d", "#8d6a9f", "#e09f3e", "#6c757d", "#5aa9e6", "#9e2a2b")
+OTHERS = ("#3b528b", "#c8553d", "#8d6a9f", "#e09f3e", "#6c757d", "#5aa9e6", "#9e2a2b", "#f2a6b3", "#222222")
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
@@ -25,7 +25,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
     names = list(dict.fromkeys(r["implementation"] for r in done))
     others = [name for name in names if name not in COLORS]
     colors = COLORS | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
-    height = max(4.5, 0.9 + 0.22 * len(done))
+    cases = len({(r["op"], r["shape"]) for r in done})
+    height = max(4.5, 1.0 + 0.2 * (len(done) + cases))
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, height), layout="constrained")
     _roofline(left, record["roofline"], done, colors)
     _fractions(right, done, colors)
@@ -44,36 +45,47 @@ def _roofline(axes: Any, roof: dict[str, Any], done: list[dict[str, Any]], color
     low, high = min([*intensity, ridge]) / 4, max([*intensity, ridge]) * 4
     edges = [low, ridge, high]
     axes.plot(edges, [min(x * roof["bytes"], roof["flops"]) for x in edges], color="black", lw=1.2)
-    product = f"{roof['flops'] / 1e9:,.0f} GFLOP/s ({roof['product']})"
-    axes.text(high, roof["flops"] * 1.15, product, ha="right", fontsize=8)
-    axes.text(low * 1.2, low * roof["bytes"] * 4, f"{roof['bytes'] / 1e9:,.3g} GB/s (copy)", fontsize=8)
-    best: dict[tuple[str, str], tuple[float, float]] = {}
+    limits = f"{roof['flops'] / 1e9:,.0f} GFLOP/s, a product of {roof['product']}\n" \
+             f"{roof['bytes'] / 1e9:,.3g} GB/s, a copy of {roof['copy']}"  # fmt: skip
+    axes.text(0.02, 0.98, limits, transform=axes.transAxes, va="top", fontsize=8)
+    best: dict[str, tuple[float, float]] = {}
     for r in done:
         x, y = r["flops"] / r["moved"], r["flops"] / r["seconds"]["median"]
         axes.scatter(x, y, color=colors[r["implementation"]], s=26, zorder=3)
-        key = (r["op"], r["shape"])
-        best[key] = max(best.get(key, (x, y)), (x, y))
-    for (op, _), (x, y) in best.items():
-        axes.annotate(op, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=7)
+        best[r["op"]] = max(best.get(r["op"], (x, y)), (x, y), key=lambda point: point[1])
+    for op, (x, y) in best.items():
+        if x > ridge:  # the head's stand close together
+            axes.text(x, roof["flops"] * 1.3, op, fontsize=8, rotation=90, ha="center", va="bottom")
+        else:
+            axes.annotate(op, (x, y), textcoords="offset points", xytext=(7, -3), fontsize=8)
     axes.set(xscale="log", yscale="log", xlim=(low, high))
+    axes.set_ylim(top=roof["flops"] * 30)
     axes.set(xlabel="least operations per byte", ylabel="operations per second")
     axes.set_title("roofline measured in the same run", fontsize=10)
-    axes.grid(alpha=0.25, which="both", lw=0.4)
+    axes.grid(alpha=0.25, lw=0.4)
 
 
 def _fractions(axes: Any, done: list[dict[str, Any]], colors: dict[str, str]) -> None:
-    labels = [f"{r['op']} {r['shape']}  {r['implementation']}" for r in done]
-    places = list(range(len(done)))
+    places: list[float] = []
+    place, previous = 0.0, ""
+    for r in done:
+        case = f"{r['op']}   {r['shape']}"
+        if case != previous:
+            place += 1.1
+            axes.text(0.0, place - 0.1, case, fontsize=8, weight="bold", va="center")
+        place, previous = place + 1.0, case
+        places.append(place)
     fills = [colors[r["implementation"]] for r in done]
     axes.barh(places, [r["fraction"] for r in done], color=fills, height=0.75)
     for place, r in zip(places, done, strict=True):
-        axes.text(r["fraction"] + 0.01, place, _time(r["seconds"]["median"]), va="center", fontsize=6.5)
-    axes.set_yticks(places, labels, fontsize=6.5)
+        text = f"{r['fraction']:.1%}   {_time(r['seconds']['median'])}"
+        axes.text(r["fraction"] + 0.01, place, text, va="center", fontsize=7)
+    axes.set_yticks(places, [r["implementation"] for r in done], fontsize=7)
     axes.invert_yaxis()
     axes.axvline(1.0, color="black", lw=0.8)
-    axes.set_xlim(0, max(1.15, *(r["fraction"] + 0.12 for r in done), 0))
+    axes.set_xlim(0, max(1.15, *(r["fraction"] + 0.25 for r in done), 0))
     axes.set_title("fraction of the floor, and the median", fontsize=10)
-    axes.set_xlabel("floor / time")
+    axes.set_xlabel("floor / time   (above 1: kept the logits that the floor computes twice)")
 
 
 def _time(seconds: float) -> str:

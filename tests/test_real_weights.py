@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,10 @@ from gigpo_mega.rollout.server import SGLangServer
 from gigpo_mega.rollout.sglang import SGLangEngine
 from gigpo_mega.rollout.tokenizer import Tokenizer
 from gigpo_mega.types import Float32, Step
+from gigpo_mega.weights import convert, verify
 from gigpo_mega.weights import export as weights
 from gigpo_mega.weights.push import WeightPusher, logprob_gap
+from gigpo_mega.weights.sharded import Grid
 from tools import make_smollm2
 
 START, STOP = 1, 2  # <|im_start|>, <|im_end|>
@@ -171,6 +174,18 @@ def test_logits_equal_those_of_transformers(smollm2: Path, learner: Learner):
         likelihoods.append(float(found[0, :-1].log_softmax(-1).gather(1, tokens[0, 1:, None]).mean()))
     # Both could load the same damage: the heads left in GGUF's order give -3.5.
     assert np.mean(likelihoods[1:]) == pytest.approx(-2.80, abs=0.05)
+
+
+@pytest.mark.engine
+def test_conversion_there_and_back_is_bit_exact(smollm2: Path, tmp_path: Path):
+    convert.import_hf(smollm2, tmp_path / "checkpoint", Grid(tensor=3, pipeline=2))
+    assert verify.different(smollm2, tmp_path / "checkpoint") == []
+    convert.export_hf(tmp_path / "checkpoint", smollm2, tmp_path / "back")
+    original, back = (load_file(d / "model.safetensors") for d in (smollm2, tmp_path / "back"))
+    assert back.keys() == original.keys()
+    assert [name for name, tensor in original.items() if not verify.same_bits(tensor, back[name])] == []
+    assert Tokenizer(tmp_path / "back").encode(SENTENCES[0]) == Tokenizer(smollm2).encode(SENTENCES[0])
+    shutil.rmtree(tmp_path)  # a gigabyte that pytest would keep
 
 
 @pytest.mark.engine

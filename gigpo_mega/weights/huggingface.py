@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _BUFFER = "rotary_emb.inv_freq"  # in old Llama files; computed from config.json
 
 
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What a file says of one tensor before its bytes."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
 class HFReader:
     """The tensors of a Hugging Face directory by name; the files are mapped, never read whole.
 
@@ -35,11 +45,13 @@ class HFReader:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._file: dict[str, Path] = {}
+        self._header: dict[str, _Header] = {}
         for file in self._files():
             try:
                 with safe_open(file, "pt") as opened:
-                    self._file |= dict.fromkeys(opened.keys(), file)
+                    for name in opened.keys():  # noqa: SIM118  no mapping
+                        found = opened.get_slice(name)
+                        self._header[name] = _Header(file, str(found.get_dtype()), tuple(found.get_shape()))
             except (OSError, SafetensorError) as error:
                 reason = "is missing" if not file.exists() else f"is cut off or no safetensors file: {error}"
                 raise UserError(f"{file} {reason}; download it anew") from None
@@ -47,29 +59,28 @@ class HFReader:
     @property
     def nbytes(self) -> int:
         """The bytes of all files."""
-        return sum(file.stat().st_size for file in set(self._file.values()))
+        return sum(file.stat().st_size for file in {header.file for header in self._header.values()})
 
     @property
     def names(self) -> list[str]:
         """The names of all tensors."""
-        return list(self._file)
+        return list(self._header)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file
+        return name in self._header
 
     def tensor(self, name: str) -> Tensor:
         """One whole tensor."""
-        with safe_open(self._file[name], "pt") as opened:
+        with safe_open(self._header[name].file, "pt") as opened:
             return opened.get_tensor(name)
 
     def dtype(self, name: str) -> torch.dtype:
-        """The type of a tensor, from its file's header; raises UserError where no policy is of that type."""
-        with safe_open(self._file[name], "pt") as opened:
-            found = str(opened.get_slice(name).get_dtype())
-        if found not in _DTYPES:
+        """The type of a tensor; raises UserError where no policy is of that type."""
+        header = self._header[name]
+        if header.dtype not in _DTYPES:
             known = ", ".join(_DTYPES)
-            raise UserError(f"{self._file[name]} holds {name} of type {found}; supported: {known}")
-        return _DTYPES[found]
+            raise UserError(f"{header.file} holds {name} of type {header.dtype}; supported: {known}")
+        return _DTYPES[header.dtype]
 
     def check(self, shape: ModelShape) -> None:
         """Raise UserError unless the tensors are exactly those of `shape`, each in its shape."""
@@ -80,18 +91,17 @@ class HFReader:
                 f"{self.directory} lacks {_some(missing)}, which its config.json asks for; "
                 "is it a complete checkpoint?"
             )
-        unknown = [n for n in self._file if n not in wanted and n != _HEAD and not n.endswith(_BUFFER)]
+        unknown = [n for n in self.names if n not in wanted and n != _HEAD and not n.endswith(_BUFFER)]
         if unknown:
             raise UserError(
                 f"{self.directory} holds {_some(unknown)}, which no {shape.family} policy has; "
                 "leaving them out would change the model"
             )
         for name, dims in wanted.items():
-            with safe_open(self._file[name], "pt") as opened:
-                found = tuple(opened.get_slice(name).get_shape())
-            if found != dims:
+            header = self._header[name]
+            if header.shape != dims:
                 raise UserError(
-                    f"{self._file[name]} holds {name} of shape {list(found)}; "
+                    f"{header.file} holds {name} of shape {list(header.shape)}; "
                     f"its config.json asks for {list(dims)}"
                 )
 

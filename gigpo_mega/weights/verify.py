@@ -65,7 +65,9 @@ def logits_gap(hf: Path, checkpoint: Path) -> LogitsGap:
 @torch.no_grad()
 def _transformers_logits(hf: Path, tokens: Tensor) -> Tensor:
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model: Any = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
     return model.eval()(tokens).logits
 

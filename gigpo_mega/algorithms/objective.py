@@ -7,17 +7,13 @@ concatenated).
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from gigpo_mega.config import ObjectiveConfig
+from gigpo_mega.config import Aggregation, ObjectiveConfig
 from gigpo_mega.types import Float32, Int64
 from kernels import policy_loss as kernel
-
-Aggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 
 
 def policy_loss(

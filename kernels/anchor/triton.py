@@ -110,7 +110,7 @@ def hash_tokens(
     segments = len(offsets) - 1
     sums = torch.zeros(segments, 2, dtype=torch.int64, device=tokens.device)
     if segments:
-        share = max(triton.cdiv(len(tokens), programs), share)
+        share = max(-(-len(tokens) // programs), share)
         parts = max(triton.cdiv(len(tokens), share), 1)
         lanes: dict[str, Any] = {"PAIRS": pairs, "num_warps": _WARPS}
         sum_tokens[(parts,)](tokens, offsets, sums, share, segments, **lanes)

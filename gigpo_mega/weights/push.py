@@ -40,7 +40,8 @@ class WeightPusher:
     """Pushes named tensors to the server at `url` in flattened buckets of about `bucket_mib` MiB.
 
     CPU tensors travel through shared memory, CUDA tensors as IPC handles; the HTTP requests carry only where
-    they are. The server must be idle: a push flushes its prefix cache, whose entries the old weights made.
+    they are, for each of the server's tensor-parallel ranks, which load their shards. The server must be
+    idle: a push flushes its prefix cache, whose entries the old weights made.
     """
 
     def __init__(self, url: str, bucket_mib: int = 256, timeout: float = 600.0) -> None:
@@ -55,9 +56,10 @@ class WeightPusher:
         Returns when the server reports `version`; raises PushError otherwise. After an error the server's
         weights are undefined until a push succeeds.
         """
+        ranks = int(self._request("/server_info", None).get("tp_size", 1))
         self._post("/begin_weight_update", {})
         try:
-            self._send(weights, version)
+            self._send(weights, version, ranks)
         except BaseException:
             with contextlib.suppress(PushError):  # the first error is the one to tell
                 self._post("/end_weight_update", {})
@@ -74,19 +76,20 @@ class WeightPusher:
                 "a push was lost; push again or restart the engine"
             )
 
-    def _send(self, weights: Iterable[NamedTensor], version: int) -> None:
+    def _send(self, weights: Iterable[NamedTensor], version: int, ranks: int) -> None:
         previous: list[NamedTensor] | None = None
         for bucket in buckets(weights, self._bucket_bytes):
             if previous is not None:
-                self._update(previous, None)
+                self._update(previous, None, ranks)
             previous = bucket
         if previous is None:
             raise PushError("there is nothing to push: the learner exported no weights")
-        self._update(previous, version)  # the version changes, and the cache goes, with the last bucket
+        # The version changes, and the cache goes, with the last bucket.
+        self._update(previous, version, ranks)
 
-    def _update(self, bucket: list[NamedTensor], version: int | None) -> None:
+    def _update(self, bucket: list[NamedTensor], version: int | None, ranks: int) -> None:
         payload: dict[str, Any] = {
-            "serialized_named_tensors": [_serialized(bucket)],
+            "serialized_named_tensors": _serialized(bucket, ranks),
             "load_format": "flattened_bucket",
             "flush_cache": version is not None,
         }
@@ -142,7 +145,8 @@ def logprob_gap(engine: Iterable[Float32], learner: Iterable[Float32]) -> Logpro
     return LogprobGap(float(gap.mean()), float(gap.max()), len(gap))
 
 
-def _serialized(bucket: list[NamedTensor]) -> str:
+def _serialized(bucket: list[NamedTensor], ranks: int) -> list[str]:
+    """Where each of `ranks` finds the bucket: every receiver counts as a user of the memory by itself."""
     from sglang.srt.utils import MultiprocessingSerializer
     from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorBucket
 
@@ -150,7 +154,7 @@ def _serialized(bucket: list[NamedTensor]) -> str:
         _share_through_files()
     flat = FlattenedTensorBucket(named_tensors=bucket)
     payload = {"flattened_tensor": flat.get_flattened_tensor(), "metadata": flat.get_metadata()}
-    return str(MultiprocessingSerializer.serialize(payload, output_str=True))
+    return [str(MultiprocessingSerializer.serialize(payload, output_str=True)) for _ in range(ranks)]
 
 
 @functools.cache

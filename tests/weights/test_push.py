@@ -115,8 +115,35 @@ def test_a_failed_push_can_be_repeated(served: Served, other: Path) -> None:
 def test_a_push_to_nowhere_is_one_line() -> None:
     with pytest.raises(PushError) as caught:
         WeightPusher("http://127.0.0.1:9", timeout=5).push([("a", torch.zeros(1))], version=1)
-    assert "http://127.0.0.1:9/begin_weight_update" in str(caught.value)
+    assert "http://127.0.0.1:9/server_info" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class FakeServed(WeightPusher):
+    """Talks to a server of `ranks` tensor-parallel ranks that agrees to everything."""
+
+    def __init__(self, ranks: int) -> None:
+        super().__init__("http://fake")
+        self.ranks = ranks
+        self.sent: list[list[str]] = []
+
+    def _request(self, path: str, payload: dict[str, Any] | None) -> dict[str, Any]:
+        if payload and "serialized_named_tensors" in payload:
+            self.sent.append(payload["serialized_named_tensors"])
+        return {"success": True, "tp_size": self.ranks, "weight_version": "4"}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_every_rank_of_the_engine_gets_its_own_handles(ranks: int) -> None:
+    from sglang.srt.utils import MultiprocessingSerializer
+
+    pusher = FakeServed(ranks)
+    weight = torch.arange(6.0)
+    pusher.push([("weight", weight)], version=4)
+    (handles,) = pusher.sent
+    found = [MultiprocessingSerializer.deserialize(handle)["flattened_tensor"] for handle in handles]
+    assert len(found) == ranks
+    assert all(torch.equal(tensor.view(torch.float32), weight) for tensor in found)
 
 
 def test_buckets_keep_order_and_size() -> None:

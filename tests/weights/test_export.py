@@ -71,16 +71,27 @@ def test_an_import_is_cut_as_megatron_cuts(
 ) -> None:
     folder = launched[0] / policy
     convert.import_hf(folder / "hf", tmp_path / "out", Grid(*map(int, layout.split("x"))))
-    ours = chunks(tmp_path / "out")
-    assert len(ours) > 8
-    assert ours == chunks(folder / f"native_{layout}")
+    ours = FileSystemReader(tmp_path / "out" / FOLDER)
+    native = FileSystemReader(folder / f"native_{layout}" / FOLDER)
+    assert len(tensors(ours)) > 8
+    assert tensors(ours) == tensors(native)
+    assert len(ranks(ours)) == int(layout[0]) * int(layout[2])
+    assert ranks(ours) == ranks(native)
 
 
-def chunks(checkpoint: Path) -> dict[str, Any]:
+def tensors(checkpoint: FileSystemReader) -> dict[str, Any]:
     """Of every tensor: its size, type, and where its chunks begin and how large they are."""
-    metadata = FileSystemReader(checkpoint / FOLDER).read_metadata()
     return {
         key: (found.size, found.properties.dtype, sorted((c.offsets, c.sizes) for c in found.chunks))
-        for key, found in metadata.state_dict_metadata.items()
+        for key, found in checkpoint.read_metadata().state_dict_metadata.items()
         if isinstance(found, TensorStorageMetadata)
     }
+
+
+def ranks(checkpoint: FileSystemReader) -> set[frozenset[Any]]:
+    """The chunks that each rank wrote."""
+    written: dict[str, set[Any]] = {}
+    for index, place in checkpoint.read_metadata().storage_data.items():
+        if index.offset is not None and "_extra_state" not in index.fqn:
+            written.setdefault(place.relative_path.split("_")[2], set()).add((index.fqn, index.offset))
+    return {frozenset(chunks) for chunks in written.values()}

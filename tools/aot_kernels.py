@@ -17,7 +17,7 @@ import multiprocessing
 import os
 import pkgutil
 import re
-import subprocess
+import struct
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -36,7 +36,7 @@ GROWING = ("registers", "spills", "stack", "shared", "instructions")  # of which
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What one variant takes on one architecture; memory in bytes, instruction counts in SASS."""
+    """What one variant takes on one architecture; memory in bytes."""
 
     op: str
     variant: str
@@ -46,9 +46,9 @@ class Resources:
     stack: int  # of a thread
     shared: int  # of a block
     instructions: int
-    products: int  # on the tensor cores
-    tma: int  # bulk copies
-    float_atomics: int  # sums in the order of arrival
+    products: int  # PTX instructions for the tensor cores
+    tma: int  # PTX instructions for bulk copies of tensors
+    float_atomics: int  # PTX instructions that sum floats in the order of arrival
     triton: str
 
     @property
@@ -89,17 +89,19 @@ def compile_variant(op: str, index: int, sm: int) -> Resources:
         options = {"num_warps": variant.warps, "num_stages": variant.stages,
                    "enable_fp_fusion": variant.fusion}  # fmt: skip
         binary = triton.compile(source, GPUTarget("cuda", sm, 32), options)
-    asm = _disassemble(binary.asm["cubin"])
+    if "serialized" in log.getvalue():  # products that wait for each other
+        raise RuntimeError(f"{op}/{variant.name} on sm_{sm}: {log.getvalue()}")
+    ptx = binary.asm["ptx"]
     return Resources(
         op, variant.name, sm,
         registers=_number(r"Used (\d+) registers", log.getvalue()),
         spills=sum(map(int, re.findall(r"(\d+) bytes spill", log.getvalue()))),
         stack=_number(r"(\d+) bytes stack", log.getvalue()),
         shared=int(binary.metadata.shared),
-        instructions=len(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/", asm, re.MULTILINE)),
-        products=len(re.findall(r"\b(?:HGMMA|HMMA|IMMA|UTC\w*MMA)\b", asm)),
-        tma=len(re.findall(r"\b(?:UTMALDG|UTMASTG|UBLKCP)\b", asm)),
-        float_atomics=len(re.findall(r"\b(?:ATOM|ATOMG|ATOMS|RED|REDG)\.[\w.]*\bB?F(?:16|32|64)", asm)),
+        instructions=_code_size(binary.asm["cubin"]) // 16,
+        products=len(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b", ptx)),
+        tma=len(re.findall(r"\bcp\.async\.bulk\.tensor\b", ptx)),
+        float_atomics=len(re.findall(r"\b(?:atom|red)\.[\w.:]*\.(?:b?f(?:16|32|64)|cas)", ptx)),
         triton=triton.__version__,
     )  # fmt: skip
 
@@ -111,14 +113,11 @@ def _number(pattern: str, text: str) -> int:
     return int(found.group(1))
 
 
-def _disassemble(cubin: bytes) -> str:
-    from triton import knobs
-
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [knobs.nvidia.nvdisasm.path, "-c", file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+def _code_size(cubin: bytes) -> int:
+    """Bytes of the executable sections of a 64-bit ELF file; an instruction has 16."""
+    (table,), (size, count) = struct.unpack_from("<Q", cubin, 40), struct.unpack_from("<HH", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    return sum(length for _, _, flags, _, _, length in sections if flags & 4)
 
 
 def compile_all(ops: Sequence[str], processes: int) -> list[Resources]:

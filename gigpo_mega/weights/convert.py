@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -35,7 +33,6 @@ def import_hf(hf: Path, out: Path, grid: Grid) -> None:
         (partial / FOLDER).mkdir()
         sharded.write(partial / FOLDER, shape, grid, lambda entry: _dtype(reader, entry), read)
         copy_side_files(hf, partial)
-        (partial / "state.json").write_text(json.dumps({"shape": asdict(shape)}, indent=1))
 
 
 def export_hf(checkpoint: Path, config: Path, out: Path) -> None:

@@ -152,11 +152,11 @@ class ShardedReader:
             metadata = self._reader.read_metadata()
         except FileNotFoundError:
             raise UserError(
-                f"--checkpoint {checkpoint} holds no {FOLDER}/.metadata; give what `convert.py import` "
+                f"{checkpoint} holds no {FOLDER}/.metadata; give what `convert.py import` "
                 "wrote, or one iteration of a run, checkpoints/iteration_*"
             ) from None
         except _UNREADABLE as error:
-            raise UserError(f"--checkpoint: cannot read {folder}/.metadata: {error!r}") from None
+            raise UserError(f"cannot read {folder}/.metadata: {error!r}") from None
         self._reader.set_up_storage_reader(metadata, is_coordinator=True)
         self._tensors = {
             key: found
@@ -170,14 +170,14 @@ class ShardedReader:
             size = (folder / name).stat().st_size if (folder / name).exists() else None
             if size is None or size < end:
                 reason = "is missing" if size is None else f"is cut off: {size} of {end} bytes"
-                raise UserError(f"--checkpoint: {folder / name} {reason}; use another checkpoint")
+                raise UserError(f"{folder / name} {reason}; use another checkpoint")
 
     def check(self, shape: ModelShape) -> None:
         """Raise UserError unless the checkpoint is one of a policy of `shape`."""
         if shape.tied == ("output_layer.weight" in self._tensors):
             holds = "holds an" if shape.tied else "lacks the"
             raise UserError(
-                f"--hf-config: config.json says tie_word_embeddings {str(shape.tied).lower()}, but "
+                f"config.json says tie_word_embeddings {str(shape.tied).lower()}, but "
                 f"{self.checkpoint} {holds} output_layer.weight; give the config of its own model"
             )
         for entry in entries(shape):
@@ -186,7 +186,7 @@ class ShardedReader:
             wanted = self._size(entry, shape)
             if size != wanted:
                 raise UserError(
-                    f"--checkpoint {self.checkpoint} holds {entry.key} of shape "
+                    f"{self.checkpoint} holds {entry.key} of shape "
                     f"{size and list(size)}; config.json asks for {list(wanted)}"
                 )
 
@@ -210,11 +210,11 @@ class ShardedReader:
         items = create_read_items_for_chunk_list(entry.key, self._tensors[entry.key], [chunk])
         missing = out.numel() - sum(math.prod(item.lengths) for item in items)
         if missing:
-            raise UserError(f"--checkpoint {self.checkpoint} lacks {missing} numbers of {entry.name}")
+            raise UserError(f"{self.checkpoint} lacks {missing} numbers of {entry.name}")
         try:
             self._reader.read_data(LoadPlan(items), _Into(out)).wait()
         except _UNREADABLE as error:
-            raise UserError(f"--checkpoint {self.checkpoint}: {entry.name} is damaged: {error!r}") from None
+            raise UserError(f"{self.checkpoint}: {entry.name} is damaged: {error!r}") from None
         return out.reshape(size)
 
     def _size(self, entry: Entry, shape: ModelShape) -> tuple[int, ...]:

@@ -25,6 +25,7 @@ def policy_loss(
     ref_logprob: Tensor | None = None,
     entropy: Tensor | None = None,
     lengths: Tensor | None = None,
+    backend: kernel.Backend = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`sum_t weight_t (surrogate_t + kl_coef KL_t - entropy_coef H_t)`, and sums of metrics.
 
@@ -46,6 +47,7 @@ def policy_loss(
         clip_low=cfg.clip_low, clip_high=cfg.clip_high, dual_clip=cfg.dual_clip,
         ref_logprob=ref_logprob, kl_coef=cfg.kl_coef, kl_estimator=cfg.kl_estimator,
         entropy=entropy, entropy_coef=cfg.entropy_coef, row_log_ratio=row_log_ratio,
+        backend=backend,
     )  # fmt: skip
 
 

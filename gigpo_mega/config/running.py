@@ -65,7 +65,8 @@ class KernelConfig:
 
     backend: Literal["auto", "triton", "chunked", "reference"] = "auto"
     """Log-probabilities of the head: `triton` fuses product and softmax (bfloat16 on CUDA), `chunked` takes
-    blocks with library products, `reference` keeps all logits; `auto` is the first of these that can run."""
+    blocks with library products, `reference` keeps all logits; `auto` is the first of these that can run.
+    With `reference` the policy loss, too, is plain torch where it would be Triton."""
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -100,6 +100,7 @@ class _Surrogate:
             ref_logprob=column(self.reference[index]) if self.reference else None,
             entropy=entropy,
             lengths=torch.from_numpy(batch.lengths).to(logprob.device),
+            backend="reference" if self.cfg.kernels.backend == "reference" else "auto",
         )
         losses = {"loss/policy": sums.pop("policy_loss")}
         sums = {_METRICS[name]: value for name, value in sums.items()}

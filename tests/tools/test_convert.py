@@ -23,6 +23,7 @@ from gigpo_mega.weights.huggingface import HFReader, HFWriter
 from gigpo_mega.weights.names import entries
 from gigpo_mega.weights.sharded import FOLDER, Grid
 from tests.tiny import write_policy
+from tools import bench_conversion
 from tools import convert as tool
 
 FAMILIES = ("qwen2", "qwen3", "llama")
@@ -360,3 +361,12 @@ def test_a_checkpoint_of_another_model_is_one_line(policy: Path, converted: Path
     line = refusal(lambda: convert.export_hf(converted, policy, tmp_path / "out"), tmp_path)
     wanted = "holds decoder.layers.mlp.linear_fc1.weight of shape [4, 128, 32]; config.json asks for [4, 120"
     assert wanted in line
+
+
+def test_the_page_shows_the_record() -> None:
+    record = json.loads(bench_conversion.RECORD.read_text())
+    assert bench_conversion.table(record) in bench_conversion.PAGE.read_text()
+    assert record["cases"].keys() == {case.name for case in bench_conversion.CASES}
+    for name, case in record["cases"].items():
+        assert case["tensors_equal"] == case["tensors"], name
+        assert max(case["import"]["peak_mib"], case["export"]["peak_mib"]) < 6 * 1024, name

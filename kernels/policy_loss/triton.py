@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from kernels.aot import Variant
 from kernels.policy_loss.reference import DIVERGENCES, MAX_K3, MAX_LOG_RATIO, MAX_ROW_LOG_RATIO, Divergence
 
-_BLOCK, _WARPS = 1024, 4
+_BLOCK, _WARPS = 512, 4
 SUMS: tuple[str, ...] = (
     "loss", "policy_loss", "clip_fraction", "dual_clip_fraction", "approx_kl", "reference_kl", "entropy",
 )  # fmt: skip

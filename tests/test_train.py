@@ -10,9 +10,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,7 +22,7 @@ from safetensors.torch import load_file
 from gigpo_mega.config import EngineConfig
 from gigpo_mega.rollout.server import SGLangServer
 from gigpo_mega.telemetry.metrics import read_rows
-from tests.tiny import write_agent
+from tests.tiny import free_port, write_agent
 
 pytestmark = pytest.mark.engine
 ROOT = Path(__file__).parents[1]
@@ -153,3 +155,44 @@ def test_wrong_weights_in_the_engine_are_caught(
     assert not (output / "groups" / "000001.npz").exists()
     assert run("never", output, arguments, "--resume") == 0
     assert len(read_rows(output / "metrics.jsonl")) == STEPS
+
+
+def node(number: int, port: int, tree: Path, arguments: Sequence[str]) -> subprocess.Popen[str]:
+    """One of two nodes of one rank each, run from a checkout of its own."""
+    variables = {"NODES": "2", "NODE": str(number), "PORT": str(port), "PROCESSES": "1",
+                 "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}  # fmt: skip
+    return subprocess.Popen(
+        [str(tree / "tools/launch/torchrun.sh"), *arguments], env=os.environ | variables, text=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_two_nodes_lose_one_and_resume(arguments: list[str], tmp_path: Path) -> None:
+    trees = [tmp_path / f"node{number}" for number in (0, 1)]
+    for tree in trees:
+        for part in ("gigpo_mega", "kernels", "envs", "tools"):
+            shutil.copytree(ROOT / part, tree / part, ignore=shutil.ignore_patterns("__pycache__"))
+    output = tmp_path / "run"
+    options = [*arguments, "--output", str(output)]
+
+    def start(steps: int, *more: str) -> list[subprocess.Popen[str]]:
+        port = free_port()
+        return [node(i, port, trees[i], [*options, "--steps", str(steps), *more]) for i in (0, 1)]
+
+    staying, lost = start(1000)
+    deadline = time.monotonic() + 240
+    while not (output / "checkpoints" / "iteration_000001").exists():
+        assert time.monotonic() < deadline
+        assert staying.poll() is None, staying.communicate()[1][-3000:]
+        time.sleep(0.2)
+    for process in [*(agent := psutil.Process(lost.pid)).children(recursive=True), agent]:
+        process.kill()
+    said = staying.communicate(timeout=120)[1]
+    lost.communicate()
+    assert staying.returncode != 0
+    assert re.search(r"^error: another rank of this run is gone .*--resume", said, re.MULTILINE), said[-3000:]
+    done = len(read_rows(output / "metrics.jsonl"))
+    resumed = start(done + 1, "--resume")
+    outcomes = [process.communicate(timeout=240)[1][-3000:] for process in resumed]
+    assert [process.returncode for process in resumed] == [0, 0], outcomes
+    assert [row["step"] for row in read_rows(output / "metrics.jsonl")] == list(range(done + 1))

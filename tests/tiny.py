@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,10 @@ def write_agent(directory: Path, seed: int = 0) -> Path:
         directory, seed=seed, vocab_size=-(-size // 8) * 8, max_position_embeddings=512, eos_token_id=1
     )
     return directory
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.tiny import free_port
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "tools" / "launch"
@@ -22,12 +23,6 @@ CONFIG = "configs/alfworld/qwen2.5-7b-2nodes.yaml"
 
 def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"} | more
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
@@ -55,10 +50,10 @@ def kill(process: subprocess.Popen[str]) -> None:
             one.kill()
 
 
-def start(node: int, port: str, ranks: int, *arguments: str) -> subprocess.Popen[str]:
+def start(node: int, port: int, ranks: int, *arguments: str) -> subprocess.Popen[str]:
     """One of two nodes, with `ranks` ranks."""
     variables = environment(
-        NODES="2", NODE=str(node), PORT=port, PROCESSES=str(ranks), MODULE="tests.tools.meet"
+        NODES="2", NODE=str(node), PORT=str(port), PROCESSES=str(ranks), MODULE="tests.tools.meet"
     )
     return subprocess.Popen(
         [str(LAUNCH / "torchrun.sh"), *arguments], env=variables, text=True,
@@ -132,7 +127,7 @@ def test_ray_starts_one_agent_on_each_node() -> None:
     try:
         done = subprocess.run(
             [sys.executable, str(LAUNCH / "ray_job.py"), "--nodes", "2", "--gpus-per-node", "1",
-             "--cpus-per-node", "1", "--port", free_port(), "--advantage.gamma", "0.9"],
+             "--cpus-per-node", "1", "--port", str(free_port()), "--advantage.gamma", "0.9"],
             env=environment(RAY_ADDRESS=cluster.address, PROCESSES="1", MODULE="tests.tools.meet"),
             capture_output=True, text=True, timeout=180,
         )  # fmt: skip

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-
-mpl.use("Agg")
-
-from matplotlib import pyplot
 
 COLORS = {
     "ours (triton)": "#0b6e4f", "ours (fused)": "#0b6e4f", "ours (chunked)": "#3da35d",
@@ -27,7 +24,9 @@ def draw(record: dict[str, Any], path: Path) -> None:
     colors = COLORS | {name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}
     cases = len({(r["op"], r["shape"]) for r in done})
     height = max(4.5, 1.0 + 0.2 * (len(done) + cases))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, height), layout="constrained")
+    figure = Figure(figsize=(13, height), layout="constrained")
+    FigureCanvasAgg(figure)  # pyplot would look for a display, and for IPython
+    left, right = figure.subplots(1, 2)
     _roofline(left, record["roofline"], done, colors)
     _fractions(right, done, colors)
     handles = [Line2D([], [], marker="o", ls="", color=colors[name], label=name) for name in names]
@@ -36,7 +35,6 @@ def draw(record: dict[str, Any], path: Path) -> None:
     quick = ", quick" if record["quick"] else ""
     figure.suptitle(f"{record['device']}   (commit {record['commit']}{quick}; {packages})", fontsize=9)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 def _roofline(axes: Any, roof: dict[str, Any], done: list[dict[str, Any]], colors: dict[str, str]) -> None:

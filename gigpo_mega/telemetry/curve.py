@@ -42,7 +42,8 @@ def _curves(axes: Any, seeds: Sequence[Mapping[str, Any]]) -> float:
     lines = np.array([smooth(seed["training"][:length], window) for seed in seeds])
     for line in lines:
         axes.plot(100 * line, color=_LINE, alpha=0.3, linewidth=1)
-    axes.plot(100 * lines.mean(axis=0), color=_LINE, linewidth=2.5, label=f"mean of {len(seeds)} seeds")
+    label = f"mean of {len(seeds)} seeds" if len(seeds) > 1 else f"seed {seeds[0]['seed']}"
+    axes.plot(100 * lines.mean(axis=0), color=_LINE, linewidth=2.5, label=label)
     axes.legend(loc="lower right", frameon=False, labelcolor=_INK)
     _style(axes, f"Training episodes (mean of {window} iterations)")
     axes.set_xlabel("iteration", color=_SOFT)

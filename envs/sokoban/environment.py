@@ -6,12 +6,12 @@ import re
 from typing import Literal
 
 from envs.base import EnvironmentError, Observation, Task, Transition
-from envs.sokoban.rooms import FLOOR, MOVES, TARGET, WALL, Cell, Room, Shape, room_of
+from envs.sokoban.rooms import MOVES, Room, Shape, room_of
+from envs.sokoban.views import VIEWS, render
 
 STEP_REWARD, ON_TARGET_REWARD, FINISHED_REWARD = -0.1, 1.0, 10.0
 STILL = "still"  # allowed by the reference, and does nothing
 _SOURCE = re.compile(r"[0-9]{1,10}( [0-9]{1,3}){4}")
-_VIEWS = ("symbols", "rows", "text")
 _INSTRUCTION = "Push every box onto a target."
 
 
@@ -19,16 +19,19 @@ class SokobanEnvironment:
     """The room that a task's seed and shape give.
 
     `view` symbols shows the reference's grid with tabs between the cells, rows the same symbols with single
-    spaces, text says in words where things are. Every action costs 0.1; a box that comes to stand on a target
-    gives 1, one that leaves it takes 1, the last one gives 10 more.
+    spaces, text says in words where things are, relative how they lie to each other; `state` is the whole
+    room in any view. Every action costs 0.1; a box that comes to stand on a target gives 1, one that leaves
+    it takes 1, the last one gives 10 more.
     """
 
-    def __init__(self, max_steps: int = 15, view: Literal["symbols", "rows", "text"] = "symbols") -> None:
+    def __init__(
+        self, max_steps: int = 15, view: Literal["symbols", "rows", "text", "relative"] = "symbols"
+    ) -> None:
         if max_steps < 1:
             raise EnvironmentError(f"environment.options.max_steps: {max_steps} is below 1")
-        if view not in _VIEWS:
+        if view not in VIEWS:
             raise EnvironmentError(
-                f"environment.options.view: unknown view {view!r}; known: {', '.join(_VIEWS)}"
+                f"environment.options.view: unknown view {view!r}; known: {', '.join(VIEWS)}"
             )
         self.max_steps, self.view = max_steps, view
         self._room: Room | None = None
@@ -62,7 +65,8 @@ class SokobanEnvironment:
         )
 
     def _observation(self) -> Observation:
-        return Observation(render(self.room, self.view), tuple(MOVES), _INSTRUCTION)
+        state = render(self.room, "rows") if self.view == "relative" else None
+        return Observation(render(self.room, self.view), tuple(MOVES), _INSTRUCTION, state)
 
 
 def _room(source: str) -> Room:
@@ -74,43 +78,3 @@ def _room(source: str) -> Room:
     checked = Shape(*shape)
     checked.check()
     return room_of(seed, checked)
-
-
-def render(room: Room, view: str) -> str:
-    """The room as one of the views shows it."""
-    if view == "text":
-        return _told(room)
-    symbols = [[_symbol(room, (i, j)) for j in range(len(row))] for i, row in enumerate(room.cells)]
-    if view == "rows":
-        return "\n".join(" ".join(row) for row in symbols)
-    return "\n".join("".join(f" {symbol} \t" for symbol in row) for row in symbols)
-
-
-def _symbol(room: Room, cell: Cell) -> str:
-    kind = room.cells[cell[0]][cell[1]]
-    if cell == room.player:
-        return "S" if kind == TARGET else "P"
-    if cell in room.boxes:
-        return "√" if kind == TARGET else "X"
-    return {WALL: "#", FLOOR: "_", TARGET: "O"}[kind]
-
-
-def _told(room: Room) -> str:
-    walls = frozenset(
-        (i, j)
-        for i, row in enumerate(room.cells)
-        for j, cell in enumerate(row)
-        if cell == WALL and 0 < i < len(room.cells) - 1 and 0 < j < len(row) - 1
-    )
-    named = (
-        ("You", frozenset((room.player,))),
-        ("Boxes", room.boxes),
-        ("Targets", room.targets),
-        ("Walls inside", walls),
-    )
-    size = f"The room has {len(room.cells)} rows and {len(room.cells[0])} columns, walls around it."
-    return "\n".join([size, *(f"{name}: {_places(cells)}" for name, cells in named)])
-
-
-def _places(cells: frozenset[Cell]) -> str:
-    return "; ".join(f"row {i + 1} column {j + 1}" for i, j in sorted(cells)) or "none"

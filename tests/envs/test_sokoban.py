@@ -14,8 +14,8 @@ from envs.base import EnvironmentError, Observation, Task
 from envs.dialogue import Answer, Situation, Turn
 from envs.sokoban import Room, Shape, SokobanEnvironment, SokobanTasks, demonstrate, room_of, solve
 from envs.sokoban.dialogue import DIALOGUES, project
-from envs.sokoban.environment import render
 from envs.sokoban.rooms import MOVES
+from envs.sokoban.views import render
 
 # Recorded from verl-agent's generator (env_package/sokoban/sokoban/room_utils.py) run on these seeds.
 GOLDEN = json.loads((Path(__file__).parent / "golden_sokoban.json").read_text())
@@ -94,6 +94,24 @@ def test_views() -> None:
         "Boxes: row 2 column 3; row 2 column 5\n"
         "Targets: row 2 column 2; row 2 column 5; row 3 column 4\nWalls inside: row 3 column 3"
     )
+
+
+def test_relative_view_says_how_things_lie_and_its_state_is_the_whole_room() -> None:
+    near, far = room("#####", "#PX_#", "#__O#", "#####"), room("#####", "#PX_#", "#_#O#", "#####")
+    assert render(near, "relative") == (
+        "target from box: down 1 right 1\nbox walls: up free free free\n"
+        "your walls: up free left free\nbox from you: down 0 right 1"
+    )
+    assert render(far, "relative").split("\n")[1] == "box walls: up down free free"
+    two = render(room("######", "#OX__#", "#_PXO#", "######"), "relative").split("\n")
+    assert [line for line in two if "from" in line] == [
+        "target from box: down 0 left 1", "box from you: up 1 right 0",
+        "target from box: down 0 right 1", "box from you: down 0 right 1",
+    ]  # fmt: skip
+    environment = SokobanEnvironment(view="relative")
+    seen = environment.reset(Task("a", "b", "0 6 6 1 30"))
+    assert seen.state == render(environment.room, "rows")
+    assert SokobanEnvironment(view="rows").reset(Task("a", "b", "0 6 6 1 30")).state is None
 
 
 def test_tasks_are_apart_and_drawn_as_the_reference_draws() -> None:
@@ -206,7 +224,7 @@ def test_task_options_are_checked(options: dict[str, Any], message: str) -> None
 
 
 def test_options_are_checked() -> None:
-    with pytest.raises(EnvironmentError, match="unknown view 'video'; known: symbols, rows, text"):
+    with pytest.raises(EnvironmentError, match="unknown view 'video'; known: symbols, rows, text, relative"):
         SokobanEnvironment(view="video")  # pyright: ignore[reportArgumentType]
     with pytest.raises(EnvironmentError, match=r"max_steps: 0 is below 1"):
         SokobanEnvironment(max_steps=0)

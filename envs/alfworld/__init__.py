@@ -7,7 +7,7 @@ from envs.alfworld.environment import AlfworldEnvironment
 from envs.alfworld.expert import demonstrate
 from envs.alfworld.games import AlfworldTasks
 from envs.alfworld.sources import task_source
-from envs.base import EnvironmentKind, register
+from envs.base import EnvironmentKind
 
 COLUMNS = {
     "pick_and_place_simple": "Pick",
@@ -18,6 +18,6 @@ COLUMNS = {
     "pick_two_obj_and_place": "Pick2",
 }  # the paper's names of the six task types, in its order
 
-register("alfworld", EnvironmentKind(AlfworldEnvironment, task_source, demonstrate, DIALOGUES, COLUMNS))
+KIND = EnvironmentKind(AlfworldEnvironment, task_source, demonstrate, DIALOGUES, COLUMNS)
 
-__all__ = ["COLUMNS", "AlfworldEnvironment", "AlfworldTasks", "demonstrate", "task_source"]
+__all__ = ["COLUMNS", "KIND", "AlfworldEnvironment", "AlfworldTasks", "demonstrate", "task_source"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from envs.base import EnvironmentKind, register
+from envs.base import EnvironmentKind
 from envs.search.dialogue import DIALOGUES
 from envs.search.environment import SearchEnvironment
 from envs.search.expert import demonstrate
@@ -19,6 +19,6 @@ COLUMNS = {
     "bamboogle": "Bamboogle",
 }  # Search-R1's data sources under the paper's names, in its order
 
-register("search", EnvironmentKind(SearchEnvironment, task_source, demonstrate, DIALOGUES, COLUMNS))
+KIND = EnvironmentKind(SearchEnvironment, task_source, demonstrate, DIALOGUES, COLUMNS)
 
-__all__ = ["COLUMNS", "SearchEnvironment", "SearchTasks", "demonstrate", "task_source"]
+__all__ = ["COLUMNS", "KIND", "SearchEnvironment", "SearchTasks", "demonstrate", "task_source"]

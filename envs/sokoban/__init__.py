@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from envs.base import EnvironmentKind, register
+from envs.base import EnvironmentKind
 from envs.sokoban.dialogue import DIALOGUES
 from envs.sokoban.environment import SokobanEnvironment
 from envs.sokoban.expert import demonstrate, solve
 from envs.sokoban.rooms import Room, Shape, room_of
 from envs.sokoban.sources import SokobanTasks
 
-register("sokoban", EnvironmentKind(SokobanEnvironment, SokobanTasks, demonstrate, DIALOGUES))
+KIND = EnvironmentKind(SokobanEnvironment, SokobanTasks, demonstrate, DIALOGUES)
 
-__all__ = ["Room", "Shape", "SokobanEnvironment", "SokobanTasks", "demonstrate", "room_of", "solve"]
+__all__ = ["KIND", "Room", "Shape", "SokobanEnvironment", "SokobanTasks", "demonstrate", "room_of", "solve"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import pickle
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from envs.base import EnvironmentError, Observation, Task, Transition
+from envs.base import EnvironmentError, Observation, Task, Transition, address
 from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.worker import LENGTH, Reply, Request
 
@@ -36,12 +37,12 @@ class EnvironmentPool:
     """`workers` processes holding environments of kind `name`; slot i lives in worker i modulo `workers`.
 
     Slots are made when first used and can be reused. Enter the pool (`async with pool`) in each event loop
-    that uses it; `close()` ends the processes. A slot serves one call at a time. `name` is a package of
-    `envs` or `package.module:attribute`; `options` must be JSON.
+    that uses it; `close()` ends the processes. A slot serves one call at a time. `name` is what
+    `envs.base.lookup` knows here; `options` must be JSON.
     """
 
     def __init__(self, name: str, options: dict[str, Any], workers: int) -> None:
-        self._arguments = [name, json.dumps(options)]
+        self._arguments = [address(name), json.dumps(options)]
         self._workers = [_start(self._arguments) for _ in range(workers)]
 
     async def reset(self, slot: int, task: Task) -> Observation:
@@ -99,8 +100,15 @@ def _start(arguments: list[str]) -> _Worker:
     ours, theirs = socket.socketpair()
     with theirs:
         command = [sys.executable, "-m", "gigpo_mega.rollout.worker", str(theirs.fileno()), *arguments]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=_importing_as_we_do()
+        )
     return _Worker(process, ours)
+
+
+def _importing_as_we_do() -> dict[str, str]:
+    paths = [*sys.path, os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def _stop(worker: _Worker, patience: float) -> None:

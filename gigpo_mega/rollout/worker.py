@@ -18,6 +18,7 @@ import traceback
 from typing import Any
 
 from envs.base import Environment, EnvironmentError, EnvironmentKind, lookup
+from gigpo_mega.errors import run_main
 
 LENGTH = struct.Struct("!I")
 FLUSH_SECONDS = 0.002  # answers wait at most this long for the next one of their batch
@@ -97,4 +98,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_main(lambda: main(sys.argv[1:]))

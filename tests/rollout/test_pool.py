@@ -9,8 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from fake_environment import FakeCounter
 
-from envs.base import EnvironmentError, Task, Transition
+from envs import base
+from envs.base import EnvironmentError, EnvironmentKind, SeedTasks, Task, Transition, lookup, register
 from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.pool import EnvironmentPool, PoolError
 
@@ -127,3 +129,58 @@ def test_close_leaves_no_process_behind() -> None:
     pool.close()
     pool.close()
     assert set(psutil.Process().children(recursive=True)) <= before
+
+
+def won(name: str, goal: int = 2) -> bool:
+    """Whether a pool of environments called `name` plays an episode to its end."""
+
+    async def run() -> bool:
+        async with pool:
+            return (await play(pool, 0, goal))[-1].success
+
+    pool = EnvironmentPool(name, {}, workers=1)
+    try:
+        return asyncio.run(run())
+    finally:
+        pool.close()
+
+
+def test_what_is_registered_here_is_known_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_REGISTRY", {})
+    register("counter", FakeCounter)
+    assert won("counter")
+    assert isinstance(lookup("counter").tasks(train=3), SeedTasks)
+    with pytest.raises(EnvironmentError, match="environment 'counter' is already registered"):
+        register("counter", FakeCounter)
+    with pytest.raises(EnvironmentError, match="environment 'sokoban' is already registered"):
+        register("sokoban", FakeCounter)
+
+
+def test_what_workers_cannot_import_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_REGISTRY", {})
+    register("nameless", EnvironmentKind(lambda: FakeCounter()))
+    with pytest.raises(EnvironmentError, match=r"nameless: worker processes cannot import .*<lambda>"):
+        EnvironmentPool("nameless", {}, workers=1)
+    register("mine", type("Mine", (FakeCounter,), {"__module__": "__main__"}))
+    with pytest.raises(EnvironmentError, match="'Mine' of __main__; define it at the top of a module"):
+        EnvironmentPool("mine", {}, workers=1)
+
+
+def test_an_installed_package_offers_its_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = tmp_path / "counters-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: counters\nVersion: 1.0\n")
+    (described / "entry_points.txt").write_text("[gigpo_mega.environments]\ncounted = their_counter:KIND\n")
+    (tmp_path / "their_counter.py").write_text("from fake_environment import KIND\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert won("counted")
+
+
+def test_a_worker_that_cannot_find_its_environment_says_so_in_one_line(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(UserError, match="died with status 2; its own message stands above"):
+        won("nowhere_to_be_found:KIND")
+    assert capfd.readouterr().err.count("\n") == 1

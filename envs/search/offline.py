@@ -9,19 +9,17 @@ between the splits, by the country or person that the last hop is about: no fact
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from envs.search.facts import RELATIONS, Relation, answers, longest_border
 from envs.search.packages import Article, Country, articles, attribution, countries, passages
-from envs.search.questions import Hop, Question, write_questions
+from envs.search.questions import Hop, Question
 from envs.search.retrieval import Passage
 from envs.search.scoring import normalize
+from envs.search.writing import write_folder
 
 SPLITS = ("train", "test")
 TEST_SHARE = 0.2
@@ -34,18 +32,8 @@ def build(folder: Path) -> None:
     """Writes corpus.jsonl, a file of questions for each split and ATTRIBUTION.txt; complete or not at all."""
     lands, entries = countries(), articles()
     corpus = [*(p for land in lands for p in passages(land)), *(entry.passage for entry in entries)]
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with (partial / "corpus.jsonl").open("w", encoding="utf-8") as lines:
-        for passage in corpus:
-            row = {"id": passage.id, "contents": passage.contents}
-            lines.write(json.dumps(row, ensure_ascii=False) + "\n")
     questions = make_questions(lands, entries, corpus)
-    for split in SPLITS:
-        write_questions(partial / f"{split}.jsonl", questions[split])
-    (partial / "ATTRIBUTION.txt").write_text(attribution(), encoding="utf-8")
-    os.replace(partial, folder)
+    write_folder(folder, corpus, questions, {"ATTRIBUTION.txt": attribution()})
 
 
 def make_questions(

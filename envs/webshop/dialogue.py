@@ -6,9 +6,10 @@ import re
 from functools import partial
 
 from envs.base import Observation
-from envs.dialogue import Dialogue, Situation, in_tags, tagged, whole
+from envs.dialogue import Answer, Dialogue, Situation, in_tags, tagged
 from envs.webshop.environment import shown
 from envs.webshop.pages import SEPARATOR
+from envs.webshop.session import parse
 
 LONGEST = 13_000  # characters; a longer message loses its history
 FALLBACK_CHARACTERS = 20
@@ -96,13 +97,14 @@ def _admissible(observation: Observation) -> str:
 
 _PARTS = re.compile(r"page \d+ \(total results: \d+\)|rating: .*")
 _BUTTONS = frozenset(("back to search", "< prev", "next >", "description", "features", "reviews", "buy now"))
+_PRICE = re.compile(r"\$?(\d+)\.\d+")
+COMPACT_RESULTS = 5  # listed products that the compact form shows
 
 
 def compact_prompt(situation: Situation) -> str:
     """Lines of plain text: the task, the actions so far that are still shown, and the page."""
-    past = [f"> {turn.action}" for turn in situation.history]
-    task = situation.instruction.lower().removeprefix("find me ").replace("and price lower than", "under")
-    return "\n".join([f"Task: {task.removesuffix(' dollars')}", *past, *_lines(situation), ">"])
+    past = [f">{compact_answer(turn.action)}" for turn in situation.history]
+    return "\n".join([f"Task: {_task(situation.instruction)}", *past, *_lines(situation), ">"])
 
 
 def compact_reply(situation: Situation) -> str:
@@ -110,21 +112,44 @@ def compact_reply(situation: Situation) -> str:
     return "\n" + "\n".join([*_lines(situation), ">"])
 
 
+def compact_read(text: str, ended: bool) -> Answer:
+    """`search words` or `click text`, whose brackets are put back; invalid where it was cut off."""
+    verb, _, argument = text.strip().partition(" ")
+    argument = argument.strip()
+    return Answer(f"{verb}[{argument}]" if argument else "", valid=bool(argument) and ended)
+
+
+def compact_answer(action: str) -> str:
+    """The action without its brackets, so that its words are the same tokens as on the page."""
+    verb, argument = parse(action)
+    return f" {verb} {argument}" if verb else f" {action}"
+
+
+def _task(instruction: str) -> str:
+    task = instruction.lower().removeprefix("find me ").removesuffix(" dollars")
+    return _whole_dollars(task.replace("and price lower than", "under"), "under ")
+
+
+def _whole_dollars(text: str, before: str = "") -> str:
+    return re.sub(before + _PRICE.pattern, rf"{before}\1", text)
+
+
 def _lines(situation: Situation) -> list[str]:
-    """The page without its buttons, in lower case, a listed product a line."""
+    """The page without its buttons, in lower case, prices in whole dollars, a listed product a line."""
     text, told = situation.observation.text, situation.instruction.strip()
     parts = text.split(SEPARATOR)
     after = parts[parts.index(told) + 1 :] if told in parts else parts
     kept = [part for part in map(str.lower, after) if part not in _BUTTONS and not _PARTS.fullmatch(part)]
     if "Total results" in text:
-        return [" ".join(kept[i : i + 3]) for i in range(0, len(kept), 3)] or ["nothing"]
+        shown = [kept[i : i + 3] for i in range(0, len(kept), 3)][:COMPACT_RESULTS]
+        return [" ".join([*listed[:2], *map(_whole_dollars, listed[2:])]) for listed in shown] or ["nothing"]
     if after[-1:] == ["Buy Now"]:
         *options, title, price = kept
-        return [title, ", ".join(options), price]
+        return [title, ", ".join(options), _whole_dollars(price)]
     return kept
 
 
 DIALOGUES = {
     "chat": Dialogue(prompt, reply, partial(tagged, fallback=FALLBACK_CHARACTERS), in_tags),
-    "compact": Dialogue(compact_prompt, compact_reply, whole, lambda action: f" {action}", chat=False),
+    "compact": Dialogue(compact_prompt, compact_reply, compact_read, compact_answer, chat=False),
 }

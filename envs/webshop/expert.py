@@ -20,7 +20,7 @@ LAST_PAGE = 5  # fifty results, ten a page
 class Shopper:
     """Plays one visit.
 
-    It asks for the kind of product and its attributes, as the instruction names them, and knows of every
+    It asks for the attributes and the kind of product, as the instruction names them, and knows of every
     listed product whether buying it would be worth 1: it opens the first such one, turning pages, and
     searches for the goal's own title where there is none. At every step, with probability `detour`, it does
     something else that is possible, but never buys.
@@ -29,7 +29,7 @@ class Shopper:
     def __init__(self, session: Session, rng: Random, detour: float = 0.0) -> None:
         self.session, self.rng, self.detour = session, rng, detour
         goal = session.goal
-        self._query = " ".join([goal.query, *goal.attributes]).lower()
+        self._query = " ".join([*goal.attributes, goal.query]).lower()
         self._turned = 0
 
     def action(self) -> str:

@@ -87,13 +87,23 @@ def test_a_growing_conversation_continues_with_the_page():
 def test_compact_pages_are_a_line_for_each_product_and_no_buttons():
     history = (Turn(START, "search[lamp]"),)
     assert COMPACT.prompt(Situation(ASKED, RESULTS, history, step=1)) == (
-        "Task: easy to clean lamp with color: red, under 20.00\n> search[lamp]\n"
-        "b1 acme lamp $12.5\nb2 lumo lamp $9.0\n>"
+        "Task: easy to clean lamp with color: red, under 20\n> search lamp\n"
+        "b1 acme lamp 12\nb2 lumo lamp 9\n>"
     )
     assert COMPACT.prompt(Situation(ASKED, ITEM)) == (
-        "Task: easy to clean lamp with color: red, under 20.00\n"
-        "acme lamp\ncolor, red, blue\nprice: $12.5\n>"
+        "Task: easy to clean lamp with color: red, under 20\nacme lamp\ncolor, red, blue\nprice: 12\n>"
     )
+    many = Observation("Page 1 (Total results: 9) [SEP] " + " [SEP] ".join(f"B{i} [SEP] X3.5 [SEP] $1.0 to $2.5"
+                       for i in range(9)), (), "no head")  # fmt: skip
+    shown = COMPACT.reply(Situation("no head", many)).split("\n")
+    assert (shown[1], len(shown)) == ("b0 x3.5 1 to 2", 7)
+
+
+def test_compact_actions_have_no_brackets_and_come_back_with_them():
+    for action in ("search[easy to clean lamp]", "click[b1]", "click[< prev]", "click[pack of 2]"):
+        assert COMPACT.read(COMPACT.answer(action), True) == Answer(action, valid=True)
+    assert COMPACT.read(" click red", False) == Answer("click[red]", valid=False)
+    assert COMPACT.read(" search[lamp]", True) == COMPACT.read("", True) == Answer("", valid=False)
 
 
 class FakeServer:

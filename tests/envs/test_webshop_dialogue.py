@@ -93,8 +93,8 @@ def test_compact_pages_are_a_line_for_each_product_and_no_buttons():
     assert COMPACT.prompt(Situation(ASKED, ITEM)) == (
         "Task: easy to clean lamp with color: red, under 20\nacme lamp\ncolor, red, blue\nprice: 12\n>"
     )
-    many = Observation("Page 1 (Total results: 9) [SEP] " + " [SEP] ".join(f"B{i} [SEP] X3.5 [SEP] $1.0 to $2.5"
-                       for i in range(9)), (), "no head")  # fmt: skip
+    listed = " [SEP] ".join(f"B{i} [SEP] X3.5 [SEP] $1.0 to $2.5" for i in range(9))
+    many = Observation(f"Page 1 (Total results: 9) [SEP] {listed}", (), "no head")
     shown = COMPACT.reply(Situation("no head", many)).split("\n")
     assert (shown[1], len(shown)) == ("b0 x3.5 1 to 2", 7)
 

@@ -23,7 +23,7 @@ class Shopper:
     It asks for the attributes and the kind of product, as the instruction names them, and knows of every
     listed product whether buying it would be worth 1: it opens the first such one, turning pages, and
     searches for the goal's own title where there is none. At every step, with probability `detour`, it does
-    something else that is possible, but never buys.
+    something else that is possible, but never buys; a hasty search that finds nothing is not read on.
     """
 
     def __init__(self, session: Session, rng: Random, detour: float = 0.0) -> None:
@@ -31,6 +31,7 @@ class Shopper:
         goal = session.goal
         self._query = " ".join([*goal.attributes, goal.query]).lower()
         self._turned = 0
+        self._hasty = False
 
     def action(self) -> str:
         """The next action; the shopper assumes that it is taken."""
@@ -49,7 +50,7 @@ class Shopper:
         return f"click[{missing[0] if missing else pages.BUY}]"
 
     def _search(self) -> str:
-        self._turned = 0
+        self._turned, self._hasty = 0, False
         return f"search[{self._query}]"
 
     def _pick(self) -> str:
@@ -57,6 +58,8 @@ class Shopper:
         for product in self.session.listed:
             if self._purchase(product) is not None:
                 return f"click[{product.asin.lower()}]"
+        if self._hasty:
+            return f"click[{pages.BACK}]"
         self._turned += 1
         if self._turned < LAST_PAGE:
             return f"click[{pages.NEXT}]"
@@ -83,7 +86,7 @@ class Shopper:
         page = self.session.page
         idle = [text for text in page.clickables if text not in (pages.BUY, pages.SEARCH)]
         if page.search_bar or not idle:
-            self._turned = 0
+            self._hasty = True
             return f"search[{self.rng.choice(self._query.split())}]"
         choice = self.rng.choice(idle)
         self._turned += choice == pages.NEXT

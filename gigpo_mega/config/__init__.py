@@ -25,6 +25,7 @@ from gigpo_mega.config.learning import (
     Aggregation,
     BatchConfig,
     ColdstartConfig,
+    LoraConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "EnvironmentConfig",
     "EvaluationConfig",
     "KernelConfig",
+    "LoraConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
@@ -67,6 +69,7 @@ class Config:
     resume: bool = False
     """Go on from the newest good checkpoint and groups in `output`."""
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -86,5 +89,9 @@ class Config:
         require(
             self.advantage.estimator != "rloo" or self.rollout.group_size >= 2,
             f"advantage.estimator rloo needs rollout.group_size >= 2, got {self.rollout.group_size}",
+        )
+        require(
+            self.lora.rank is None or self.model.layers != "te",
+            f"lora.rank {self.lora.rank} needs our own layers, but model.layers is te; set it to local",
         )
         return self

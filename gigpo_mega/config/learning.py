@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
 from typing import Literal, Self
 
@@ -10,6 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from gigpo_mega.config.checks import STRICT, at_least, require
 
+Linear = Literal["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
 Aggregation = Literal["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"]
 
 
@@ -24,6 +26,35 @@ class ModelConfig:
     """Parameter type of learner and engine."""
     layers: Literal["auto", "local", "te"] = "auto"
     """Layer specification: Transformer Engine where it is installed (auto), or our own layers."""
+
+
+def _all_linear() -> list[Linear]:
+    return ["linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class LoraConfig:
+    """Low-rank adapters, trained in the place of the policy's own weights."""
+
+    rank: int | None = None
+    """Rank of the adapters; none trains all weights."""
+    alpha: float | None = None
+    """An adapter's product counts alpha / rank; none counts it once."""
+    targets: list[Linear] = field(default_factory=_all_linear)
+    """Linear layers that get one: linear_qkv (query, key, value), linear_proj (attention's output),
+    linear_fc1 (gate, up), linear_fc2 (down)."""
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return 1.0 if self.alpha is None or self.rank is None else self.alpha / self.rank
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require(self.rank is None or self.rank >= 1, f"lora.rank must be >= 1 or null, got {self.rank}")
+        require(self.alpha is None or self.alpha > 0, f"lora.alpha must be > 0 or null, got {self.alpha}")
+        require(bool(self.targets), "lora.targets is empty; lora.rank null trains all weights")
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)

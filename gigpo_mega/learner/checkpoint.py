@@ -19,7 +19,6 @@ from gigpo_mega.errors import UserError
 from gigpo_mega.learner import manifest, random_state, shards, torch_adam
 from gigpo_mega.learner.update import Learner
 
-_STATE = "state.json"
 _LEARNER = "learner"  # the folder of the sharded state within a checkpoint
 _FAILURES = (Exception, CheckpointException)  # torch's derives from BaseException
 
@@ -108,8 +107,8 @@ class Checkpoints:
         """Restore what `save` wrote; raises UserError for a damaged checkpoint or one of another model."""
         path = self._path(iteration)
         try:
-            state = json.loads((path / _STATE).read_text())
-            _check_shape(path, state["shape"], asdict(learner.shape))
+            state = json.loads((path / manifest.STATE).read_text())
+            _check_shape(path, {"lora": None} | state["shape"], _described(learner))
             shards.read(learner, path / _LEARNER, state["optimizer_steps"])
             learner.scheduler.load_state_dict(state["scheduler"])
             random_state.load(path / "random.pt")
@@ -142,7 +141,7 @@ class Checkpoints:
             random_state.save(partial / "random.pt")
         state = {
             "iteration": learner.iteration,
-            "shape": asdict(learner.shape),
+            "shape": _described(learner),
             "scheduler": learner.scheduler.state_dict(),
             "optimizer_steps": torch_adam.step_count(learner.optimizer) if torch_adam.USED else None,
         }
@@ -164,7 +163,7 @@ class Checkpoints:
         files = {f"{_LEARNER}/{name}": entry for part in written for name, entry in part.items()}
         others = (p for p in partial.rglob("*") if p.is_file() and str(p.relative_to(partial)) not in files)
         files |= manifest.describe(partial, others)
-        (partial / _STATE).write_text(json.dumps(pending.state | {"files": files}, indent=1))
+        (partial / manifest.STATE).write_text(json.dumps(pending.state | {"files": files}, indent=1))
         _sync(partial)
         if final.exists():
             shutil.rmtree(final)
@@ -182,10 +181,15 @@ class Checkpoints:
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        files: manifest.Files = json.loads((path / _STATE).read_text())["files"]
+        files: manifest.Files = json.loads((path / manifest.STATE).read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
-        return f"{_STATE}: {_reason(error)}"
+        return f"{manifest.STATE}: {_reason(error)}"
     return manifest.damage(path, files)
+
+
+def _described(learner: Learner) -> dict[str, Any]:
+    """The numbers that a checkpoint must share with the learner that reads it."""
+    return asdict(learner.shape) | {"lora": asdict(learner.lora) if learner.lora else None}
 
 
 def _check_shape(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

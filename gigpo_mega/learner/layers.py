@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
+from gigpo_mega.config import LoraConfig
 from gigpo_mega.cpu import megatron as cpu_megatron
+from gigpo_mega.learner import lora
 from gigpo_mega.learner.context import Columns, Span
 
 cpu_megatron.install()
@@ -99,7 +101,9 @@ class CausalAttention(nn.Module):
         return {}
 
 
-def local_block(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+def local_block(
+    config: TransformerConfig, vp_stage: int | None, adapters: LoraConfig
+) -> TransformerBlockSubmodules:
     """This rank's layers of the (virtual) pipeline stage, built from this module's norm and attention."""
     layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
     parts = cast(TransformerLayerSubmodules, layer.submodules)
@@ -108,5 +112,7 @@ def local_block(config: TransformerConfig, vp_stage: int | None) -> TransformerB
     attention.core_attention = CausalAttention
     if config.qk_layernorm:
         attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if adapters.rank:
+        lora.adapt(parts, adapters)
     layers = get_num_layers_to_build(config, vp_stage)
     return TransformerBlockSubmodules([layer] * layers, layer_norm=ModuleSpec(RMSNorm))

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+STATE = "state.json"  # of a checkpoint: its iteration, the numbers of its model, its files
 Files = dict[str, dict[str, Any]]  # path within the checkpoint -> the fields of its `Entry`
 
 

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gigpo_mega.batching import Cost
-from gigpo_mega.config import ModelConfig, ParallelConfig
+from gigpo_mega.config import Config, LoraConfig, ParallelConfig
 from gigpo_mega.cpu import megatron as cpu_megatron
 from gigpo_mega.errors import UserError
+from gigpo_mega.learner import lora
 from gigpo_mega.learner.context import Columns
 from gigpo_mega.learner.layers import local_block
 from kernels.logprob import Backend, linear_logprob
@@ -103,11 +104,21 @@ class ModelShape:
         return -(-self.vocab // tensor) * tensor
 
     @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(width of the input, of the output) of each linear layer of a transformer layer."""
+        attention = self.heads * self.head_dim
+        return {
+            "linear_qkv": (self.hidden, attention + 2 * self.kv_heads * self.head_dim),
+            "linear_proj": (attention, self.hidden),
+            "linear_fc1": (self.hidden, 2 * self.ffn),
+            "linear_fc2": (self.ffn, self.hidden),
+        }
+
+    @property
     def cost(self) -> Cost:
         """What a sequence costs, in multiply-adds of a forward pass."""
         attention = self.heads * self.head_dim
-        qkv = self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim
-        linear = qkv + attention * self.hidden + 3 * self.hidden * self.ffn
+        linear = sum(wide * high for wide, high in self.linears.values())
         return Cost(
             token=self.layers * linear, pair=self.layers * attention, response=self.vocab * self.hidden
         )
@@ -132,6 +143,16 @@ class ModelShape:
                 f"choose a divisor of {self.layers}"
             )
 
+    def check_lora(self, lora: LoraConfig) -> None:
+        """Raise UserError where adapters would be no smaller than the layers that they adapt."""
+        for name in lora.targets if lora.rank else []:
+            smaller = min(self.linears[name])
+            if lora.rank is not None and lora.rank > smaller:
+                raise UserError(
+                    f"lora.rank {lora.rank} exceeds the {smaller} of the model's {name}, which then has full "
+                    f"rank; choose at most {smaller}, or null to train all weights"
+                )
+
 
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
@@ -140,10 +161,10 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
 }
 
 
-def transformer_config(shape: ModelShape, model: ModelConfig, parallel: ParallelConfig) -> TransformerConfig:
+def transformer_config(shape: ModelShape, cfg: Config) -> lora.AdaptedConfig:
     """megatron's configuration of a policy of `shape`; fusions that need CUDA kernels stay off."""
-    dtype = getattr(torch, model.dtype)
-    return TransformerConfig(
+    dtype, parallel = getattr(torch, cfg.model.dtype), cfg.parallel
+    return lora.AdaptedConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden,
         ffn_hidden_size=shape.ffn,
@@ -181,6 +202,8 @@ def transformer_config(shape: ModelShape, model: ModelConfig, parallel: Parallel
         cuda_graph_scope=[],  # its default warns that it is deprecated
         # Our loss returns (sum, tokens): the denominator is the tokens of all ranks and micro-batches.
         calculate_per_token_loss=True,
+        lora_rank=cfg.lora.rank or 0,
+        lora_scale=cfg.lora.scale,
     )
 
 
@@ -208,6 +231,8 @@ class PolicyModel(GPTModel):
         if isinstance(packed_seq_params, PackedSeqParams):  # Transformer Engine's
             return super()._preprocess(input_ids, position_ids, packed_seq_params=packed_seq_params, **rest)
         embedded = self.embedding(input_ids, position_ids) if self.pre_process else None
+        if embedded is not None and torch.is_grad_enabled() and self.config.recompute_granularity == "full":
+            embedded.requires_grad_()  # a layer that is recomputed has gradients only where its input has
         frequencies = self.rotary_pos_emb.inv_freq.to(position_ids.device)
         angles = torch.outer(position_ids[0].to(frequencies.dtype), frequencies)
         return embedded, torch.cat([angles, angles], dim=-1)[:, None, None, :], None, None, None, None
@@ -262,25 +287,22 @@ class Policy(nn.ModuleList):
         return next(iter(self)).config
 
 
-def build_model(
-    shape: ModelShape,
-    model: ModelConfig,
-    parallel: ParallelConfig,
-    temperature: float = 1.0,
-    backend: Backend = "auto",
-) -> Policy:
-    """A policy of `shape`, split as `parallel` says, on this rank's device.
+def build_model(shape: ModelShape, cfg: Config) -> Policy:
+    """A policy of `shape`, split as `cfg.parallel` says, on this rank's device.
 
-    `temperature` divides the logits of every log-probability, as it did when the engine sampled, and
-    `backend` computes them. Raises UserError where the layout does not divide the shape.
+    Its weights are random; its adapters change nothing yet. `rollout.temperature` divides the logits of every
+    log-probability, as it did when the engine sampled. Raises UserError where the layout does not divide the
+    shape, or adapters do not fit it.
     """
+    parallel = cfg.parallel
     shape.check_layout(parallel)
-    config = transformer_config(shape, model, parallel)
+    shape.check_lora(cfg.lora)
+    config = transformer_config(shape, cfg)
 
     def chunk(stage: int | None) -> PolicyModel:
         made = PolicyModel(
             config=config,
-            transformer_layer_spec=_block(config, model, stage),
+            transformer_layer_spec=_block(config, cfg, stage),
             vocab_size=shape.padded_vocab(parallel.tensor),
             max_sequence_length=shape.max_positions,
             pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
@@ -292,26 +314,33 @@ def build_model(
             vp_stage=stage,
         )
         made.unpadded_vocab = shape.vocab
-        made.temperature = temperature
-        made.backend = backend
+        made.temperature = cfg.rollout.temperature
+        made.backend = cfg.kernels.backend
         return made
 
     chunks = range(parallel.virtual_pipeline) if parallel.virtual_pipeline > 1 else [None]
     policy = Policy(chunk(stage) for stage in chunks)
+    if cfg.lora.rank:
+        lora.freeze(policy)
+        for name, layer in lora.layers(policy):
+            layer.reset(name, cfg.seed, parallel_state.get_tensor_model_parallel_rank())
     return policy.to(torch.device("cuda")) if torch.cuda.is_available() else policy
 
 
-def uses_transformer_engine(model: ModelConfig) -> bool:
-    """True where Transformer Engine's layers are used: if they are asked for, or there (auto)."""
-    return model.layers == "te" or (model.layers == "auto" and _has_transformer_engine())
+def uses_transformer_engine(cfg: Config) -> bool:
+    """True where Transformer Engine's layers are used: if they are asked for, or there (auto); adapters have
+    layers of ours."""
+    if cfg.model.layers == "auto":
+        return cfg.lora.rank is None and _has_transformer_engine()
+    return cfg.model.layers == "te"
 
 
-def _block(config: TransformerConfig, model: ModelConfig, vp_stage: int | None) -> Any:
-    if uses_transformer_engine(model):
+def _block(config: TransformerConfig, cfg: Config, vp_stage: int | None) -> Any:
+    if uses_transformer_engine(cfg):
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 
         return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
-    return local_block(config, vp_stage)
+    return local_block(config, vp_stage, cfg.lora)
 
 
 def _has_transformer_engine() -> bool:

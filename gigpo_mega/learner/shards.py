@@ -106,8 +106,8 @@ class Writing:
 
 
 def size(learner: Learner) -> int:
-    """Bytes of a checkpoint: a weight, an fp32 copy and two moments per parameter, over all shards."""
-    shard = sum(p.numel() * (p.element_size() + 12) for p in learner.policy.parameters())
+    """Bytes of a checkpoint, over all shards: weights, and of trained ones an fp32 copy and two moments."""
+    shard = sum(p.numel() * (p.element_size() + 12 * p.requires_grad) for p in learner.policy.parameters())
     return shard * learner.layout.tensor * learner.layout.pipeline
 
 

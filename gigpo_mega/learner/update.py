@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gigpo_mega.batching import MicroBatch, pack
-from gigpo_mega.config import Config, OptimizerConfig
-from gigpo_mega.learner import context
+from gigpo_mega.config import Config, LoraConfig, OptimizerConfig
+from gigpo_mega.learner import context, lora
 from gigpo_mega.learner.model import ModelShape, Policy, build_model, uses_transformer_engine
 from gigpo_mega.learner.parallel import Layout
 from gigpo_mega.learner.pipeline import Communicator
@@ -64,7 +64,7 @@ class Learner:
 
     def __init__(self, cfg: Config, shape: ModelShape, layout: Layout) -> None:
         self._cfg, self.shape, self.layout = cfg, shape, layout
-        self.policy = self._build()
+        self.policy = build_model(shape, cfg)
         config = self.policy.config
         ddp = DistributedDataParallelConfig(
             use_distributed_optimizer=cfg.parallel.distributed_optimizer,
@@ -85,9 +85,10 @@ class Learner:
         self.reference: Policy | None = None
         self.iteration = 0  # iterations this policy has been improved by
 
-    def _build(self) -> Policy:
-        cfg = self._cfg
-        return build_model(self.shape, cfg.model, cfg.parallel, cfg.rollout.temperature, cfg.kernels.backend)
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapters that are trained; None where all weights are."""
+        return self._cfg.lora if self._cfg.lora.rank else None
 
     def refresh(self) -> None:
         """Tell the optimizer that the policy's parameters were replaced (its fp32 copies are renewed)."""
@@ -100,8 +101,14 @@ class Learner:
                 chunk.start_param_sync(force_sync=True)
 
     def keep_reference(self) -> None:
-        """Freeze a copy of the present policy, which `score(reference=True)` and the KL term refer to."""
-        self.reference = self._build()
+        """Freeze a copy of the present policy, which `score(reference=True)` and the KL term refer to.
+
+        With adapters it is the policy without them, and there is nothing to copy.
+        """
+        if self.lora:
+            self.reference = self.policy
+            return
+        self.reference = build_model(self.shape, self._cfg)
         self.reference.load_state_dict(self.policy.state_dict())
         self.reference.requires_grad_(False)
 
@@ -118,7 +125,7 @@ class Learner:
             return output[0].float()
 
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), lora.switched(model, on=not reference):
             found: list[Tensor] = self._run(list(model), batches, keep, forward_only=True)
         model.train()
         sizes = [int(batch.lengths.sum()) for batch in batches]
@@ -209,7 +216,7 @@ class Learner:
         if ranks > 1:
             numbers = batch.mask.cumsum().reshape(batch.mask.shape) - 1
             places = torch.from_numpy(numbers[:, held][mask]).to(device)
-        if not uses_transformer_engine(self._cfg.model):
+        if not uses_transformer_engine(self._cfg):
             columns = context.columns(batch.starts, ranks, rank, device)
         elif self._cfg.batch.packed:
             columns = context.packed_for_transformer_engine(batch.starts, device)

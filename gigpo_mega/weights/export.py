@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.nn import Parameter
 
 from gigpo_mega.errors import UserError
+from gigpo_mega.learner import lora
 from gigpo_mega.learner.model import ModelShape, Policy
 from gigpo_mega.learner.parallel import Layout
 from gigpo_mega.weights.huggingface import HFReader, HFWriter, copy_side_files
@@ -29,11 +30,12 @@ _EXTRA = "_extra_state"
 def export(policy: Policy, shape: ModelShape, layout: Layout) -> Iterator[tuple[str, Tensor]]:
     """Yield (Hugging Face name, whole tensor), one megatron parameter at a time, on every rank.
 
-    All ranks of a copy of the policy (tensor x pipeline) must iterate together; memory stays at one
-    parameter.
+    Adapters are merged into what is yielded; the policy stays as it is. All ranks of a copy of the policy
+    (tensor x pipeline) must iterate together; memory stays at one parameter.
     """
-    held = {place.name: parameter.detach() for place, parameter in _parameters(policy, shape)}
-    pipeline = _Pipeline(held, layout.pipeline_group)
+    held: dict[str, Callable[[], Tensor]] = {p.name: w.detach for p, w in _parameters(policy, shape)}
+    held |= {f"{name}.weight": layer.merged for name, layer in lora.layers(policy)}
+    pipeline = _Pipeline(held, layout, policy.config.params_dtype)
     for place in entries(shape):
         shards = _gather(pipeline.shard(place, layout.tensor), layout)
         yield from zip(place.hf, place.layout.separate(place.layout.join(shards), shape), strict=True)
@@ -76,10 +78,12 @@ def save(policy: Policy, shape: ModelShape, layout: Layout, source: Path, direct
 
 
 def _parameters(policy: Policy, shape: ModelShape) -> Iterator[tuple[Entry, Parameter]]:
-    """This rank's parameters, with the layers numbered through the whole policy."""
+    """This rank's parameters but adapters', with the layers numbered through the whole policy."""
     for stage in policy:
         layers = stage.decoder.layers
         for name, parameter in stage.named_parameters():
+            if name.endswith(lora.NAMES):
+                continue
             head, _, rest = name.partition("decoder.layers.")
             if not head:
                 local, _, inner = rest.partition(".")
@@ -91,13 +95,19 @@ def _parameters(policy: Policy, shape: ModelShape) -> Iterator[tuple[Entry, Para
 
 
 def _load_checkpoint(policy: Policy, shape: ModelShape, layout: Layout, directory: Path) -> None:
-    ShardedReader(directory).check(shape)
+    reader = ShardedReader(directory)
+    reader.check(shape)
+    if reader.adapted:
+        raise UserError(
+            f"model.path: {directory} holds adapters beside its weights; merge them first with "
+            "tools/convert.py export, or resume its run"
+        )
     metadata = {"dp_cp_group": layout.replica_group}
     stages = {str(i): stage for i, stage in enumerate(policy)}
     # Extra states are empty but for Transformer Engine's FP8 scales, which belong to no weight.
     wanted = {
         i: {name: part for name, part in stage.sharded_state_dict(metadata=metadata).items()
-            if not name.endswith(_EXTRA)}
+            if not name.endswith((_EXTRA, *lora.NAMES))}
         for i, stage in stages.items()
     }  # fmt: skip
     try:
@@ -107,14 +117,16 @@ def _load_checkpoint(policy: Policy, shape: ModelShape, layout: Layout, director
         raise UserError(f"model.path: cannot read {directory}: {reason}") from error
     for i, stage in stages.items():
         missing = stage.load_state_dict(loaded[i], strict=False).missing_keys
-        assert all(name.endswith(_EXTRA) for name in missing), f"not in the checkpoint: {missing}"
+        expected = (_EXTRA, *lora.NAMES)
+        assert all(name.endswith(expected) for name in missing), f"not in the checkpoint: {missing}"
 
 
 class _Pipeline:
     """The parameters of all pipeline stages; each comes from the first stage that holds it."""
 
-    def __init__(self, held: dict[str, Tensor], group: dist.ProcessGroup) -> None:
-        self._held, self._group = held, group
+    def __init__(self, held: dict[str, Callable[[], Tensor]], layout: Layout, dtype: torch.dtype) -> None:
+        self._held, self._group = held, layout.pipeline_group
+        self._empty = torch.empty(0, dtype=dtype, device=layout.device)
         names: list[list[str]] = [[] for _ in range(self._group.size())]
         dist.all_gather_object(names, list(held), group=self._group)
         self._owner = {name: rank for rank in reversed(range(len(names))) for name in names[rank]}
@@ -123,9 +135,9 @@ class _Pipeline:
         """This tensor-parallel rank's part of a parameter, on every stage."""
         owner = self._owner[place.name]
         if owner == self._group.rank():
-            shard = self._held[place.name].contiguous()
+            shard = self._held[place.name]().contiguous()
         else:
-            shard = next(iter(self._held.values())).new_empty(place.shard(ranks))
+            shard = self._empty.new_empty(place.shard(ranks))
         if self._group.size() > 1:
             dist.broadcast(shard, group=self._group, group_src=owner)
         return shard

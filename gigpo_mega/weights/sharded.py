@@ -8,6 +8,7 @@ tensors in it are whole; of the layout they keep only the padding of the vocabul
 from __future__ import annotations
 
 import functools
+import json
 import math
 import pickle
 from collections.abc import Callable, Iterable, Iterator
@@ -38,7 +39,10 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from gigpo_mega.config import LoraConfig
 from gigpo_mega.errors import UserError
+from gigpo_mega.learner import lora
+from gigpo_mega.learner.manifest import STATE
 from gigpo_mega.learner.model import ModelShape
 from gigpo_mega.weights.names import Entry, entries
 
@@ -140,7 +144,7 @@ class _Planner(DefaultSavePlanner):
 
 
 class ShardedReader:
-    """The megatron tensors of a checkpoint, whole, whatever layout wrote it.
+    """The megatron tensors of a checkpoint, whole, whatever layout wrote it; adapters are merged into theirs.
 
     Raises UserError where `checkpoint` is none, or a file of it is absent or cut off.
     """
@@ -202,12 +206,36 @@ class ShardedReader:
         """The Hugging Face tensors that one megatron tensor is made of."""
         return entry.layout.separate(self.tensor(entry, shape), shape)
 
+    @property
+    def adapted(self) -> bool:
+        """Whether there are adapters beside the weights."""
+        return any(key.endswith(lora.NAMES) for key in self._tensors)
+
     def tensor(self, entry: Entry, shape: ModelShape) -> Tensor:
         """One whole megatron tensor, padding included; raises UserError where its bytes are damaged."""
-        size = self._size(entry, shape)[0 if entry.layer is None else 1 :]
+        weight = self._read(entry, entry.key, self._size(entry, shape), shape)
+        low, high = (entry.key.removesuffix("weight") + name for name in lora.NAMES)
+        if low not in self._tensors:
+            return weight
+        a, b = (self._read(entry, key, tuple(self._tensors[key].size), shape) for key in (low, high))
+        return lora.merge(weight, a, b, self._scale)
+
+    @functools.cached_property
+    def _scale(self) -> float:
+        """What an adapter's product counts, as the run that wrote the checkpoint noted it."""
+        try:
+            state = json.loads((self.checkpoint / STATE).read_text())
+            return LoraConfig(**state["shape"]["lora"]).scale
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{self.checkpoint / STATE} does not tell lora.alpha: {reason}") from None
+
+    def _read(self, entry: Entry, key: str, size: tuple[int, ...], shape: ModelShape) -> Tensor:
+        """The part of the tensor `key` of `size` that is of the layer of `entry`."""
+        size = size[0 if entry.layer is None else 1 :]
         chunk, _ = _stacked(entry, (0,) * len(size), size, shape, size)
-        out = torch.empty(chunk.sizes, dtype=self.dtype(entry))
-        items = create_read_items_for_chunk_list(entry.key, self._tensors[entry.key], [chunk])
+        out = torch.empty(chunk.sizes, dtype=self._tensors[key].properties.dtype)
+        items = create_read_items_for_chunk_list(key, self._tensors[key], [chunk])
         missing = out.numel() - sum(math.prod(item.lengths) for item in items)
         if missing:
             raise UserError(f"{self.checkpoint} lacks {missing} numbers of {entry.name}")

@@ -77,7 +77,7 @@ def _learner_logits(checkpoint: Path, shape: ModelShape, tokens: Tensor) -> Tens
     cfg = Config(model=ModelConfig(dtype="float32"))
     layout = parallel.initialize(cfg.parallel, seed=0)
     try:
-        policy = build_model(shape, cfg.model, cfg.parallel)
+        policy = build_model(shape, cfg)
         load(policy, shape, layout, checkpoint)
         (model,) = policy.eval()
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)

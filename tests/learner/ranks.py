@@ -13,7 +13,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from gigpo_mega.config import (
     CheckpointConfig,
     Config,
     EngineConfig,
+    LoraConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -61,18 +62,19 @@ class Place:
     @property
     def folder(self) -> Path:
         """Where this layout keeps its checkpoints."""
-        return self.output / folder(self.layout.world, self.cfg.parallel)
+        return self.output / folder(self.layout.world, self.cfg)
 
 
-def folder(world: int, parallel: ParallelConfig) -> str:
-    """The name of the folder where a layout keeps its checkpoints."""
-    return f"world_{world}_" + "_".join(str(value) for value in asdict(parallel).values())
+def folder(world: int, cfg: Config) -> str:
+    """The name of the folder where a layout keeps its checkpoints, those of adapters by themselves."""
+    values = [cfg.lora.rank, *asdict(cfg.parallel).values()]
+    return f"world_{world}_" + "_".join(str(value) for value in values)
 
 
 def config(**changes: Any) -> Config:
     """Three updates an iteration with KL and entropy, a decaying learning rate and clipping that bites.
 
-    `changes` are fields of the parallel, batch, model, checkpoint and objective sections.
+    `changes` are fields of the parallel, batch, model, lora, checkpoint and objective sections.
     """
 
     def section(kind: type[Any], **defaults: Any) -> Any:
@@ -81,6 +83,7 @@ def config(**changes: Any) -> Config:
 
     cfg = Config(
         model=section(ModelConfig),
+        lora=section(LoraConfig),
         checkpoint=section(CheckpointConfig),
         parallel=section(ParallelConfig),
         # Adam's epsilon is above the gradients' rounding: a key's bias has no gradient but that.
@@ -127,13 +130,14 @@ def iterate(made: Learner, cfg: Config, iteration: int) -> dict[str, float]:
 def outcome(made: Learner, place: Place, metrics: list[dict[str, float]]) -> dict[str, Any]:
     """The metrics, which all ranks must share, and the weights' sums and distance from one process's.
 
-    The first case of one process writes the weights that the others are compared with.
+    The first case of one process writes the weights that the others are compared with; so does the first one
+    with adapters.
     """
     everyone: list[Any] = [None] * place.layout.world
     dist.all_gather_object(everyone, metrics)
     assert all(metrics == other for other in everyone)
     whole = {name: t.float().clone() for name, t in weights.export(made.policy, made.shape, made.layout)}
-    reference = place.output / "weights.pt"
+    reference = place.output / f"weights_{place.cfg.lora.rank}.pt"
     if place.layout.world == 1 and not reference.exists():
         torch.save(whole, reference)
     expected = torch.load(reference, weights_only=True)
@@ -169,7 +173,8 @@ def case_resume(place: Place, written_by: str | None = None) -> dict[str, Any]:
 
 def case_reshard(place: Place) -> dict[str, Any]:
     """The same from the checkpoint that two tensor x two pipeline ranks wrote."""
-    return case_resume(place, folder(4, ParallelConfig(tensor=2, pipeline=2)))
+    written_by = replace(place.cfg, parallel=ParallelConfig(tensor=2, pipeline=2))
+    return case_resume(place, folder(4, written_by))
 
 
 @contextmanager

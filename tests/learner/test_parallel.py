@@ -77,7 +77,7 @@ def test_options_reach_megatron() -> None:
         tensor=2, pipeline=2, virtual_pipeline=7, context=2, sequence_parallel=True, recompute="full",
         offload_optimizer=0.75,
     )  # fmt: skip
-    found = transformer_config(QWEN_1_5B, ModelConfig(dtype="bfloat16"), layout)
+    found = transformer_config(QWEN_1_5B, Config(model=ModelConfig(dtype="bfloat16"), parallel=layout))
     assert (found.tensor_model_parallel_size, found.pipeline_model_parallel_size) == (2, 2)
     assert (found.virtual_pipeline_model_parallel_size, found.context_parallel_size) == (7, 2)
     assert found.sequence_parallel
@@ -87,7 +87,7 @@ def test_options_reach_megatron() -> None:
     optimizer = _optimizer_config(Config(parallel=layout, optimizer=OptimizerConfig()))
     assert optimizer.optimizer_cpu_offload
     assert optimizer.optimizer_offload_fraction == 0.75
-    selective = transformer_config(QWEN_1_5B, ModelConfig(), ParallelConfig(recompute="selective"))
+    selective = transformer_config(QWEN_1_5B, Config(parallel=ParallelConfig(recompute="selective")))
     assert selective.recompute_granularity == "selective"
     assert selective.recompute_modules == ["core_attn"]
 

@@ -47,7 +47,7 @@ def check(folder: Path, cfg: ParallelConfig, layout: parallel.Layout) -> list[li
     """From the Hugging Face directory, then from the checkpoint; then save as both."""
     hf, name = folder / "hf", f"{cfg.tensor}x{cfg.pipeline}x{cfg.virtual_pipeline}"
     shape = ModelShape.from_hf(hf)
-    policy = build_model(shape, Config().model, cfg)
+    policy = build_model(shape, Config(parallel=cfg))
     found: list[list[str]] = []
     for source in (hf, folder / "checkpoint"):
         blank(policy)

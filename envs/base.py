@@ -197,12 +197,13 @@ def _imported(where: str) -> Any:
 def _as_kind(name: str, found: Any) -> EnvironmentKind:
     if isinstance(found, EnvironmentKind):
         return found
+    made_by: Any = found
     if not callable(found):
         raise EnvironmentError(
             f"environment.name {name} is {type(found).__name__}, not an envs.EnvironmentKind "
             "or what makes an environment"
         )
-    return EnvironmentKind(found)
+    return EnvironmentKind(made_by)
 
 
 def check_options(factory: Callable[..., object], options: Mapping[str, object], section: str) -> None:

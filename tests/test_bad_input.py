@@ -68,7 +68,8 @@ def test_unknown_config_key():
 def test_unknown_environment_and_its_options(agent: Path):
     model = ("--model.path", str(agent))
     assert refusal(*model, "--environment.name", "alfwrld") == (
-        "environment.name: unknown environment 'alfwrld'; known: alfworld, search, sokoban, webshop")
+        "environment.name: unknown environment 'alfwrld'; known: alfworld, gymnasium, openenv, scienceworld, "
+        "search, skyrl_gym, sokoban, textworld, verl_agent, webshop")
     assert refusal(*model, "--environment.options.limit", "3").startswith(
         "unknown key environment.options.limit; known: max_steps, anchor")
     assert refusal(*model, "--environment.tasks.folder", "x").startswith(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from envs.base import EnvironmentError, Task
-
-_SUFFIXES = (".jsonl", ".parquet")
+from envs.rows import read_rows, split_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +56,8 @@ class SearchTasks:
 
     def tasks(self, split: str) -> list[Task]:
         """The tasks of a split, in the file's order; EnvironmentError where there is no such file."""
-        files = [self.data / f"{split}{suffix}" for suffix in _SUFFIXES]
-        file = next((file for file in files if file.is_file()), None)
-        if file is None:
-            raise EnvironmentError(f"environment.tasks.data: there is no {files[0]} and no {files[1].name}")
-        asked = [question for row in _rows(file) for question in [_question(row, file)]]
+        file = split_file(self.data, split)
+        asked = [question for row in read_rows(file) for question in [_question(row, file)]]
         kept = [question for question in asked if not self.kinds or question.kind in self.kinds]
         if not kept:
             known = ", ".join(sorted({question.kind for question in asked}))
@@ -83,22 +78,6 @@ def write_questions(file: Path, questions: Iterable[Question]) -> None:
                 "hops": [asdict(hop) for hop in question.hops],
             }
             lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _rows(file: Path) -> Iterator[Mapping[str, Any]]:
-    if file.suffix == ".parquet":
-        if find_spec("pyarrow") is None:
-            raise EnvironmentError(f"{file} needs pyarrow: pip install pyarrow")
-        import pyarrow.parquet as parquet  # pyright: ignore[reportMissingImports]
-
-        yield from parquet.read_table(file).to_pylist()
-        return
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise EnvironmentError(f"{file}:{number} is no JSON: {error}") from None
 
 
 def _question(row: Mapping[str, Any], file: Path) -> Question:

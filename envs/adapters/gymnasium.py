@@ -1,0 +1,107 @@
+"""Gymnasium's environments, where they have text to show (Farama, MIT; API of version 1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from envs.adapters import required, text_of
+from envs.base import EnvironmentError, EnvironmentKind, Observation, Task, Transition
+
+gymnasium = required("gymnasium", "gymnasium")
+
+RENDER = "render"
+_HIGHLIGHT = re.compile(r"\x1b\[[1-9][\d;]*m(.*?)\x1b\[0?m", re.DOTALL)
+
+
+class GymnasiumEnvironment:
+    """`gymnasium.make(id, **arguments)`; `module:EnvId-v0` imports the module that registers it.
+
+    Shown is the observation, the entry `show` of one that is a dictionary, or with `show: render` the ansi
+    rendering, highlighted parts in brackets. The actions of a Discrete space are called as `actions` says, or
+    by their numbers; `info["action_mask"]` leaves some out. In a Text space the answer is the action. What
+    is no action is invalid and changes nothing. Success is `info["success"]` or `info["is_success"]`; where
+    there is neither, it is an end with a reward of `success_at` or more.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        arguments: Mapping[str, Any] | None = None,
+        actions: Sequence[str] = (),
+        show: str = "",
+        instruction: str = "",
+        success_at: float = 1.0,
+    ) -> None:
+        self._show, self._instruction, self._success_at = show, instruction, success_at
+        mode = {"render_mode": "ansi"} if show == RENDER else {}
+        try:
+            self._env = gymnasium.make(id, **mode, **(arguments or {}))
+        except (gymnasium.error.Error, ImportError, TypeError) as error:
+            raise EnvironmentError(f"environment.options.id {id}: {error}") from None
+        self._check_shown(id)
+        self._actions = self._named(actions)
+        self._seen = Observation("")
+        self._done = True
+
+    def reset(self, task: Task) -> Observation:
+        """Resets with the seed `task.source`."""
+        observation, info = self._env.reset(seed=int(task.source))
+        self._done = False
+        return self._observe(observation, info)
+
+    def step(self, action: str) -> Transition:
+        """Takes the action of that name; raises EnvironmentError where the episode is over."""
+        if self._done:
+            raise EnvironmentError("Gymnasium: the episode is over; call reset")
+        chosen = self._meant(action)
+        if chosen is None:
+            return Transition(self._seen, 0.0, False, False, valid=False)
+        observation, reward, terminated, truncated, info = self._env.step(chosen)
+        self._done = bool(terminated or truncated)
+        won = terminated and reward >= self._success_at
+        success = bool(info.get("success", info.get("is_success", won)))
+        return Transition(self._observe(observation, info), float(reward), self._done, success, valid=True)
+
+    def _meant(self, action: str) -> Any:
+        if self._actions:
+            name = action.strip()
+            return self._actions[name] if name in self._seen.admissible else None
+        return action if self._env.action_space.contains(action) else None
+
+    def _observe(self, observation: Any, info: Mapping[str, Any]) -> Observation:
+        state = text_of(observation)
+        if self._show == RENDER:
+            text = _HIGHLIGHT.sub(r"[\1]", self._env.render()).strip("\n")
+        else:
+            text = text_of(observation[self._show]) if self._show else state
+        mask = info.get("action_mask")
+        names = (name for i, name in enumerate(self._actions) if mask is None or mask[i])
+        self._seen = Observation(text, tuple(names), self._instruction, state)
+        return self._seen
+
+    def _check_shown(self, id: str) -> None:
+        space = self._env.observation_space
+        if self._show and self._show != RENDER and self._show not in getattr(space, "spaces", ()):
+            raise EnvironmentError(f"environment.options.show {self._show}: no such part of {space} of {id}")
+        if not self._show and isinstance(space, gymnasium.spaces.Box):
+            raise EnvironmentError(
+                f"environment.options.id {id}: {space} is no text; wrap it, or set options.show to render"
+            )
+
+    def _named(self, names: Sequence[str]) -> dict[str, Any]:
+        space = self._env.action_space
+        if isinstance(space, gymnasium.spaces.Text) and not names:
+            return {}
+        if not isinstance(space, gymnasium.spaces.Discrete):
+            raise EnvironmentError(f"environment.options.id: actions of {space}; known are Discrete and Text")
+        names = names or [str(i) for i in range(int(space.start), int(space.start + space.n))]
+        if len(set(names)) != space.n:
+            raise EnvironmentError(
+                f"environment.options.actions: {len(set(names))} names for {space.n} actions"
+            )
+        return {name: int(space.start) + i for i, name in enumerate(names)}
+
+
+KIND = EnvironmentKind(GymnasiumEnvironment)

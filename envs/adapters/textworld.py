@@ -1,0 +1,105 @@
+"""TextWorld's games (Microsoft, MIT): what tw-make writes, and interactive fiction that jericho runs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envs.adapters import required
+from envs.base import EnvironmentError, EnvironmentKind, Observation, Task, Transition
+
+textworld = required("textworld", "textworld")
+
+_SUFFIXES = {".z3", ".z4", ".z5", ".z6", ".z7", ".z8", ".ulx"}
+_STATUS_LINE = re.compile(r"\s*\n>[^\n]*\s*$")  # the prompt and what the interpreter draws over it
+# Commands to the interpreter: some write files, some never give the game back.
+_NOT_FOR_AGENTS = {"quit", "q", "restart", "save", "restore", "script", "transcript", "recording", "replay"}
+_LONGEST = 197  # characters of a command; the interpreters' own input buffers are about as long
+
+
+@dataclass(frozen=True, slots=True)
+class GameFiles:
+    """The games in `data`/<split>, by name; their files must stay beside their .json."""
+
+    data: str
+
+    def tasks(self, split: str) -> list[Task]:
+        """A task per game file; raises EnvironmentError where there is none."""
+        folder = Path(self.data) / split
+        files = sorted(file for file in folder.rglob("*") if file.suffix in _SUFFIXES)
+        if not files:
+            raise EnvironmentError(
+                f"environment.tasks.data: no game (.z8, .ulx) in {folder}; tw-make makes one"
+            )
+        return [Task(f"{split}/{file.stem}", "textworld", str(file)) for file in files]
+
+
+class TextWorldEnvironment:
+    """The game file that a task names; `max_steps` actions at most.
+
+    Shown is the room first, then the game's answers. The anchor state is the room's description with the
+    inventory. The reward is what the score grew by, as a share of the game's highest.
+    """
+
+    def __init__(self, max_steps: int = 50) -> None:
+        self._max_steps, self._steps = max_steps, 0
+        self._game: Any = None
+        self._path, self._score, self._done = "", 0.0, True
+        self._seen = Observation("")
+
+    def reset(self, task: Task) -> Observation:
+        """Starts the game; raises EnvironmentError where its file can't be played."""
+        if task.source != self._path:
+            self._open(task.source)
+        state = self._game.reset()
+        self._steps, self._score, self._done = 0, 0.0, False
+        return self._observation(state, state.description or _answer(state))
+
+    def step(self, action: str) -> Transition:
+        """Types a command, cut to 197 printable ASCII characters; `save`, `quit` and such are not typed."""
+        if self._done:
+            raise EnvironmentError("TextWorld: the episode is over; call reset")
+        command = " ".join("".join(c if " " <= c <= "~" else " " for c in action).split())[:_LONGEST]
+        self._steps += 1
+        if not command or command.lower().split()[0] in _NOT_FOR_AGENTS:
+            self._done = self._steps >= self._max_steps
+            return Transition(self._seen, 0.0, self._done, False, valid=False)
+        valid = command in self._seen.admissible
+        state, score, done = self._game.step(command)
+        reward = (score - self._score) / (state.max_score or 1)
+        self._score, self._done = score, bool(done or self._steps >= self._max_steps)
+        seen = self._observation(state, _answer(state))
+        return Transition(seen, float(reward), self._done, bool(state.won), valid)
+
+    def _open(self, path: str) -> None:
+        if not _is_game(Path(path)):
+            raise EnvironmentError(f"TextWorld: {path} is no game of the Z-machine or of Glulx")
+        if self._game is not None:
+            self._game.close()
+        asked = ("admissible_commands", "description", "inventory", "won", "lost", "max_score", "objective")
+        try:
+            self._game = textworld.start(path, textworld.EnvInfos(**dict.fromkeys(asked, True)))
+        except Exception as error:  # the library raises nothing narrower
+            raise EnvironmentError(f"TextWorld: {path} can't be played: {error}") from None
+        self._path = path
+
+    def _observation(self, state: Any, text: str) -> Observation:
+        admissible = tuple(sorted(state.admissible_commands or ()))
+        standing = f"{state.description}\n{state.inventory}" if state.description else None
+        self._seen = Observation(text.strip(), admissible, state.objective or "", standing)
+        return self._seen
+
+
+def _is_game(file: Path) -> bool:
+    """Told by the header: the interpreter ends the process over a file that is none."""
+    header = file.read_bytes()[:64] if file.is_file() else b""
+    return len(header) == 64 and (header[:4] == b"Glul" if file.suffix == ".ulx" else 1 <= header[0] <= 8)
+
+
+def _answer(state: Any) -> str:
+    return _STATUS_LINE.sub("", state.feedback or "")
+
+
+KIND = EnvironmentKind(TextWorldEnvironment, GameFiles)

@@ -40,6 +40,8 @@ _LOG_EVERY = 50
 
 def coldstart(cfg: Config) -> Path:
     """Clone the environment's expert; returns the policy's Hugging Face directory. All ranks call this."""
+    if cfg.lora.rank and cfg.model.path is None:
+        raise UserError(f"lora.rank {cfg.lora.rank} needs a policy to adapt; set model.path")
     layout = parallel.initialize(cfg.parallel, cfg.seed)
     seed_everything(cfg.seed)
     cfg.output.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from gigpo_mega.rollout.summary import advantage_metrics, rollout_metrics
 from gigpo_mega.tasks import load_tasks
 from gigpo_mega.telemetry.progress import stage
 from gigpo_mega.types import RowTable
+from gigpo_mega.weights import adapter
 from gigpo_mega.weights import export as weights
 
 
@@ -39,6 +40,7 @@ def train(cfg: Config) -> None:
     model = _model_path(cfg)
     shape = ModelShape.from_hf(model)
     shape.check_layout(cfg.parallel)
+    shape.check_lora(cfg.lora)
     layout = parallel.initialize(cfg.parallel, cfg.seed)
     training, held_out = shared(layout, lambda: load_tasks(cfg))  # the leader may generate them
     checkpoints = Checkpoints(cfg.output / "checkpoints", cfg.checkpoint)
@@ -64,6 +66,8 @@ def train(cfg: Config) -> None:
             raise
     if cfg.checkpoint.export:
         weights.save(learner.policy, shape, layout, model, cfg.output / "policy")
+        if cfg.lora.rank:
+            adapter.save(learner.policy, shape, layout, cfg.lora, model, cfg.output / "adapter")
 
 
 def iterate(cfg: Config, learner: Learner, host: Host, stop: Stop, step: int) -> None:

@@ -80,7 +80,7 @@ class CheckpointConfig:
     background: bool = False
     """Write checkpoints from a copy in host memory while the run goes on."""
     export: bool = True
-    """Write the final policy as a Hugging Face directory."""
+    """Write the final policy as a Hugging Face directory, and its adapters, if any, as PEFT's."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

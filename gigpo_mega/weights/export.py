@@ -35,9 +35,9 @@ def export(policy: Policy, shape: ModelShape, layout: Layout) -> Iterator[tuple[
     """
     held: dict[str, Callable[[], Tensor]] = {p.name: w.detach for p, w in _parameters(policy, shape)}
     held |= {f"{name}.weight": layer.merged for name, layer in lora.layers(policy)}
-    pipeline = _Pipeline(held, layout, policy.config.params_dtype)
+    pipeline = Pipeline(held, layout, policy.config.params_dtype)
     for place in entries(shape):
-        shards = _gather(pipeline.shard(place, layout.tensor), layout)
+        shards = gather(pipeline.shard(place, layout.tensor), layout)
         yield from zip(place.hf, place.layout.separate(place.layout.join(shards), shape), strict=True)
 
 
@@ -121,7 +121,7 @@ def _load_checkpoint(policy: Policy, shape: ModelShape, layout: Layout, director
         assert all(name.endswith(expected) for name in missing), f"not in the checkpoint: {missing}"
 
 
-class _Pipeline:
+class Pipeline:
     """The parameters of all pipeline stages; each comes from the first stage that holds it."""
 
     def __init__(self, held: dict[str, Callable[[], Tensor]], layout: Layout, dtype: torch.dtype) -> None:
@@ -143,7 +143,8 @@ class _Pipeline:
         return shard
 
 
-def _gather(shard: Tensor, layout: Layout) -> list[Tensor]:
+def gather(shard: Tensor, layout: Layout) -> list[Tensor]:
+    """The shards of all tensor-parallel ranks, on each."""
     if layout.tensor == 1:
         return [shard]
     shards = [torch.empty_like(shard) for _ in range(layout.tensor)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,6 +100,23 @@ def entries(shape: ModelShape) -> Iterator[Entry]:
     yield entry("decoder.final_layernorm.weight", shape)
     if not shape.tied:
         yield entry("output_layer.weight", shape)
+
+
+def adapter_entries(
+    shape: ModelShape, rank: int, targets: Sequence[str]
+) -> Iterator[tuple[Entry, Entry]]:
+    """A [rank, in] and B [out, rank] of every adapter; B is laid out as its weight, under the same names."""
+    for place in entries(shape):
+        stem, _, last = place.name.rpartition(".")
+        if last != "weight" or stem.rpartition(".")[2] not in targets:
+            continue
+        name, (_, width) = next(iter(place.hf.items()))
+        by_row = place.layout is _ROW
+        high = {hf: (rows, rank) for hf, (rows, _) in place.hf.items()}
+        yield (
+            Entry(f"{stem}.lora_a", {name: (rank, width)}, _ROW if by_row else _REPLICATED),
+            Entry(f"{stem}.lora_b", high, _REPLICATED if by_row else place.layout),
+        )
 
 
 def entry(name: str, shape: ModelShape) -> Entry:

@@ -28,6 +28,11 @@ FOUR = ["tensor=2:pipeline=2", "tensor=2"]  # the second has two data-parallel r
 MIXED = ["tensor=2:sequence_parallel=true:pipeline=2:virtual_pipeline=2",
          "tensor=2:sequence_parallel=true:context=2", "pipeline=2:context=2", "pipeline=2"]  # fmt: skip
 BY_ROW = "iterate:ratio=sequence:aggregation=seq-mean-token-mean"  # GSPO
+ADAPTED = "rank=4:alpha=8"  # learns adapters
+ADAPTED_TWO = [f"train:{ADAPTED}:{layout}" for layout in (
+    "tensor=2:sequence_parallel=true:recompute=full", "tensor=2:distributed_optimizer=false",
+    "pipeline=2:virtual_pipeline=2", "context=2", "overlap_grad_reduce=true:overlap_param_gather=true",
+)]  # fmt: skip
 OVERLAPPED = "train:overlap_grad_reduce=true:overlap_param_gather=true"
 
 
@@ -64,7 +69,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
 @pytest.fixture(scope="module")
 def one(folders: Folders) -> Results:
     by_row = [f"{BY_ROW}:packed=false", f"{BY_ROW}:microbatch_tokens=1000"]
-    found = alone(folders, *ALONE, "resume", "score", *by_row)
+    adapted = [f"train:{ADAPTED}:packed=false", f"train:{ADAPTED}", f"resume:{ADAPTED}"]
+    found = alone(folders, *ALONE, "resume", "score", *by_row, *adapted)
     return found | alone(folders, "resume:distributed_optimizer=false")
 
 
@@ -79,13 +85,14 @@ def two(folders: Folders, one: Results) -> Results:
         "full:tensor=2",
         "logprob:tensor=2",
     ]
-    return launch(2, folders, *both(TWO), *others)
+    return launch(2, folders, *both(TWO), *others, *ADAPTED_TWO)
 
 
 @pytest.fixture(scope="module")
 def four(folders: Folders, one: Results) -> Results:
     mixed = [f"train:{layout}" for layout in MIXED]
-    return launch(4, folders, *both(FOUR), *mixed, "reshard:pipeline=4", "reshard")
+    adapted = [f"train:{ADAPTED}:tensor=2:pipeline=2", f"reshard:{ADAPTED}:pipeline=4", f"reshard:{ADAPTED}"]
+    return launch(4, folders, *both(FOUR), *mixed, "reshard:pipeline=4", "reshard", *adapted)
 
 
 def same(reference: dict[str, Any], found: dict[str, Any]) -> None:
@@ -113,6 +120,16 @@ def test_recomputed_activations_give_the_same_bits(recompute: str, one: Results)
 @pytest.mark.parametrize("case", [*both(TWO), OVERLAPPED])
 def test_two_processes_equal_one(case: str, one: Results, two: Results) -> None:
     same(one["train:packed=false"], two[case])
+
+
+def test_adapters_learn_the_same_in_every_layout(one: Results, two: Results, four: Results) -> None:
+    """And go on from a checkpoint of another one; weights are compared with the adapters merged in."""
+    reference = one[f"train:{ADAPTED}:packed=false"]
+    found = {case: r for results in (one, two, four) for case, r in results.items() if ADAPTED in case}
+    assert len(found) == 11
+    for result in found.values():
+        same(reference, result)
+    assert one[f"resume:{ADAPTED}"]["weights"] == one[f"train:{ADAPTED}"]["weights"]
 
 
 @pytest.mark.parametrize("case", [*both(FOUR), *(f"train:{layout}" for layout in MIXED)])

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, ProcessGroupGloo, Store
+from torch.distributed import distributed_c10d
 
 from gigpo_mega.batching import Split
 from gigpo_mega.config import ParallelConfig
@@ -133,19 +137,8 @@ def initialize(cfg: ParallelConfig, seed: int, timeout: timedelta = timedelta(mi
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    if not dist.is_initialized():
-        if world == 1:
-            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
-        else:
-            dist.init_process_group(backend, timeout=timeout)
-    if not parallel_state.model_parallel_is_initialized():
-        parallel_state.initialize_model_parallel(
-            tensor_model_parallel_size=cfg.tensor,
-            pipeline_model_parallel_size=cfg.pipeline,
-            virtual_pipeline_model_parallel_size=cfg.virtual_pipeline if cfg.virtual_pipeline > 1 else None,
-            context_parallel_size=cfg.context,
-        )
+    with _one_gloo_device():
+        _join(cfg, rank, world, "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout)
     tensor_parallel.model_parallel_cuda_manual_seed(seed)
     data = parallel_state.get_data_parallel_world_size()
     data_rank = parallel_state.get_data_parallel_rank()
@@ -163,6 +156,54 @@ def initialize(cfg: ParallelConfig, seed: int, timeout: timedelta = timedelta(mi
         split=_split(cfg, data, data_rank),
         device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"),
     )
+
+
+def _join(cfg: ParallelConfig, rank: int, world: int, backend: str, timeout: timedelta) -> None:
+    """Make the groups that are not there yet: the world, then megatron's."""
+    if not dist.is_initialized():
+        if world == 1:
+            dist.init_process_group(backend, store=HashStore(), rank=rank, world_size=1, timeout=timeout)
+        else:
+            dist.init_process_group(backend, timeout=timeout)
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=cfg.tensor,
+            pipeline_model_parallel_size=cfg.pipeline,
+            virtual_pipeline_model_parallel_size=cfg.virtual_pipeline if cfg.virtual_pipeline > 1 else None,
+            context_parallel_size=cfg.context,
+        )
+
+
+class _GlooOnOneDevice(ProcessGroupGloo):
+    def __init__(self, store: Store, rank: int, size: int, timeout: timedelta) -> None:
+        gloo: Any = ProcessGroupGloo  # the stubs do not know its options
+        options = gloo._Options()
+        options._devices, options._timeout = _gloo_devices(), timeout
+        super().__init__(store, rank, size, options)
+
+
+@functools.cache
+def _gloo_devices() -> list[Any]:
+    """This process's devices, as torch would choose them for each group anew."""
+    interfaces = os.environ.get("GLOO_SOCKET_IFNAME")
+    if interfaces:
+        return [ProcessGroupGloo.create_device(interface=name) for name in interfaces.split(",")]
+    return [ProcessGroupGloo.create_default_device()]
+
+
+@contextlib.contextmanager
+def _one_gloo_device() -> Iterator[None]:
+    """Gloo groups that are made within share a device.
+
+    Torch makes one for each group, with a thread that wakes a hundred times a second; megatron asks for some
+    thirty groups.
+    """
+    torch_module: Any = distributed_c10d
+    torch_module.ProcessGroupGloo = _GlooOnOneDevice
+    try:
+        yield
+    finally:
+        torch_module.ProcessGroupGloo = ProcessGroupGloo
 
 
 def shutdown() -> None:

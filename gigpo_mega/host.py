@@ -19,7 +19,7 @@ from gigpo_mega.journal import Journal
 from gigpo_mega.learner.parallel import Layout
 from gigpo_mega.rollout.server import holds_weights
 from gigpo_mega.rollout.session import RolloutSession
-from gigpo_mega.rollout.summary import evaluation_record
+from gigpo_mega.rollout.summary import engine_metrics, evaluation_record
 from gigpo_mega.tasks import TaskStream
 from gigpo_mega.telemetry.metrics import MetricsWriter, record_episodes
 from gigpo_mega.telemetry.report import write_report
@@ -47,6 +47,7 @@ class Host:
         self._stream, self._held_out = TaskStream(training, cfg.seed), held_out
         self.journal = Journal(cfg.output / "groups")
         self._stack = ExitStack()
+        self._collected: Mapping[str, float] = {}  # of the groups at hand, where they were played just now
         # A server of the user's holds whatever it held last.
         self._pushed = 0 if cfg.engine.url is None and holds_weights(model) else None
 
@@ -77,6 +78,7 @@ class Host:
 
     def groups(self, step: int) -> tuple[Group, ...]:
         """The groups of iteration `step`: from the journal, or played now and kept there."""
+        self._collected = {}
         if self.journal.has(step):
             return self.journal.read(step)
         rollout = self._cfg.rollout
@@ -89,6 +91,7 @@ class Host:
                 f"the engine sampled iteration {step} with weight versions {sorted(versions)}; --resume"
             )
         self.journal.write(step, groups)
+        self._collected = engine_metrics(self._session.stats)
         return groups
 
     def evaluated(self, step: int) -> bool:
@@ -113,7 +116,7 @@ class Host:
     ) -> None:
         """Write the iteration's metrics, its most telling group and the report."""
         record_episodes(self._cfg.output / "episodes.jsonl", step, groups, advantages)
-        self._writer.write(step, metrics)
+        self._writer.write(step, {**metrics, **self._collected})
         write_report(self._cfg.output)
 
     def _evaluation(self, step: int) -> Path:

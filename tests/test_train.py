@@ -73,6 +73,11 @@ def same_policy(one: Path, other: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+def test_a_run_tells_how_much_the_prefix_cache_saved(uninterrupted: Path) -> None:
+    rows = read_rows(uninterrupted / "metrics.jsonl")
+    assert all(0 < row["rollout/cached_share"] < 1 for row in rows)
+
+
 @pytest.mark.parametrize(("point", "every"), [("update", 2), ("checkpoint", 1), ("push", 1)])
 def test_killed_run_resumes_bit_equal(
     point: str, every: int, uninterrupted: Path, arguments: list[str], tmp_path: Path

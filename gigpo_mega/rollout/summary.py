@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gigpo_mega.rollout.collector import CollectStats
 from gigpo_mega.types import Advantages, Group, RowTable, Trajectory
 
 
@@ -22,6 +23,16 @@ def rollout_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "rollout/tokens": float(sum(len(s.response_ids) for s in steps)),
         "rollout/prompt_tokens": float(np.mean([len(s.prompt_ids) for s in steps])),
         "rollout/steps": float(len(steps)),
+    }
+
+
+def engine_metrics(stats: CollectStats) -> dict[str, float]:
+    """What a collection cost the engine: the share of prompt tokens found in its prefix cache, the others per
+    step, and the share of prompts that were cut."""
+    return {
+        "rollout/cached_share": stats.cached_tokens / max(stats.prompt_tokens, 1),
+        "rollout/prefilled_tokens": (stats.prompt_tokens - stats.cached_tokens) / max(stats.steps, 1),
+        "rollout/truncated": stats.truncated / max(stats.steps, 1),
     }
 
 

@@ -15,7 +15,7 @@ import pytest
 from words import write_tokenizer
 
 from envs.base import EnvironmentError, Task
-from envs.dialogue import GENERIC, Dialogue, tagged
+from envs.dialogue import GENERIC, Answer, Dialogue, tagged
 from gigpo_mega.algorithms.grouping import anchor_key
 from gigpo_mega.config import EngineConfig, EnvironmentConfig
 from gigpo_mega.errors import UserError
@@ -25,6 +25,7 @@ from gigpo_mega.rollout.pool import EnvironmentPool
 from gigpo_mega.rollout.prompt import PromptBuilder
 from gigpo_mega.rollout.server import SGLangServer
 from gigpo_mega.rollout.sglang import SGLangEngine
+from gigpo_mega.rollout.summary import engine_metrics
 from gigpo_mega.rollout.tokenizer import Tokenizer
 from tests.conftest import Served
 
@@ -209,3 +210,21 @@ def test_collect_from_a_real_engine(collector: Callable[..., Collector], served:
         exact = logprobs.gather(1, ids[0, len(step.prompt_ids) :, None])[:, 0].numpy()
         np.testing.assert_allclose(step.logprobs, exact, atol=1e-5)
         assert step.version == 0
+
+
+@pytest.mark.engine
+def test_a_growing_conversation_is_found_in_the_prefix_cache(
+    collector: Callable[..., Collector], served: Served
+) -> None:
+    found: dict[str, dict[str, float]] = {}
+    waits = replace(GENERIC["compact"], read=lambda text, ended: Answer("down", valid=True))
+    for context in ("window", "append"):
+        with SGLangServer(served.model, EngineConfig(url=served.url), Path("unused")) as server:
+            made = collector(SGLangEngine(server.url), 4, waits, context=context)
+            made.collect([task(8), task(9)], 4, Sampling(max_new_tokens=3, stop_token_ids=(1,)))
+        steps, found[context] = made.stats.steps, engine_metrics(made.stats)
+        new = made.stats.prompt_tokens - made.stats.cached_tokens
+        assert found[context]["rollout/prefilled_tokens"] == new / steps
+        assert found[context]["rollout/truncated"] == 0.0
+    assert 0 < found["window"]["rollout/cached_share"] < found["append"]["rollout/cached_share"] < 1
+    assert found["append"]["rollout/cached_share"] > 0.5

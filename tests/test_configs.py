@@ -15,7 +15,8 @@ from gigpo_mega.planning.shapes import find
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 ALFWORLD = sorted((ROOT / "configs" / "alfworld").glob("qwen*.yaml"))
-NODES = {"qwen2.5-1.5b": 1, "qwen2.5-3b": 1, "qwen2.5-7b": 1, "qwen2.5-7b-2nodes": 2, "qwen2.5-7b-8nodes": 8}
+NODES = {"qwen2.5-1.5b": 1, "qwen2.5-3b": 1, "qwen2.5-7b": 1, "qwen2.5-7b-lora": 1, "qwen2.5-7b-2nodes": 2,
+         "qwen2.5-7b-8nodes": 8}  # fmt: skip
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -37,9 +38,11 @@ def test_alfworld_recipes_are_the_papers(file: Path) -> None:
     )
     assert (advantage.gamma, advantage.omega, advantage.invalid_penalty) == (0.95, 1.0, 0.1)
     assert (advantage.estimator, advantage.normalization) == ("gigpo", "mean_std")
-    assert (objective.kl_coef, objective.entropy_coef) == (0.01, 0.001)
+    adapters = (cfg.lora.rank, cfg.lora.scale, objective.kl_coef, cfg.optimizer.lr)
+    assert adapters == ((64, 1.0, 0.0, 3e-6) if "lora" in file.stem else (None, 1.0, 0.01, 1e-6))
+    assert objective.entropy_coef == 0.001
     assert (objective.clip_low, objective.clip_high, objective.dual_clip) == (0.2, 0.2, 3.0)
-    assert (cfg.optimizer.lr, cfg.optimizer.weight_decay, cfg.optimizer.grad_clip) == (1e-6, 0.01, 1.0)
+    assert (cfg.optimizer.weight_decay, cfg.optimizer.grad_clip) == (0.01, 1.0)
     assert (cfg.optimizer.schedule, cfg.optimizer.warmup_updates) == ("constant", 0)
     assert (cfg.batch.rows, cfg.batch.epochs, cfg.batch.shuffle) == (256, 1, False)
     assert (cfg.steps, rollout.temperature, cfg.evaluation.temperature) == (150, 1.0, 0.4)

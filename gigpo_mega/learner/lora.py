@@ -32,6 +32,7 @@ from megatron.core.tensor_parallel import (  # noqa: E402  (after the CPU patche
 )
 from megatron.core.tensor_parallel.layers import (  # noqa: E402
     ColumnParallelLinear,
+    LinearWithFrozenWeight,
     RowParallelLinear,
     set_tensor_model_parallel_attributes,
 )
@@ -118,12 +119,12 @@ class ColumnParallelLora(Adapted, ColumnParallelLinear):
         output, bias = ColumnParallelLinear.forward(self, input_, *rest, **options)
         if not self.on:
             return output, bias
-        low = F.linear(input_, self.lora_a)
+        low = self.config.lora_scale * F.linear(input_, self.lora_a)
         if self.sequence_parallel:
             low = gather_from_sequence_parallel_region(low, group=self.tp_group)
         else:
             low = copy_to_tensor_model_parallel_region(low, group=self.tp_group)
-        return output + self.config.lora_scale * F.linear(low, self.lora_b), bias
+        return output + F.linear(low, self.lora_b), bias
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None
@@ -149,12 +150,12 @@ class RowParallelLora(Adapted, RowParallelLinear):
         output, bias = RowParallelLinear.forward(self, input_)
         if not self.on:
             return output, bias
-        low = F.linear(input_, self.lora_a)
+        low = self.config.lora_scale * F.linear(input_, self.lora_a)
         if self.sequence_parallel:
             low = reduce_scatter_to_sequence_parallel_region(low, group=self.tp_group)
         else:
             low = reduce_from_tensor_model_parallel_region(low, group=self.tp_group)
-        return output + self.config.lora_scale * F.linear(low, self.lora_b), bias
+        return output + F.linear(low, self.lora_b), bias
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None
@@ -204,3 +205,21 @@ def switched(policy: nn.Module, on: bool) -> Iterator[None]:
     finally:
         for module, value in zip(adapted, before, strict=True):
             module.on = value
+
+
+def _fold_gradients() -> None:
+    """Let the backward pass of a frozen layer be one product of matrices.
+
+    megatron-core 0.16.1 multiplies a gradient [s, 1, out] whose middle stride is not `out` with the weight:
+    torch takes that for s products of one row, in bfloat16 on a CPU with s copies of the weight.
+    """
+    patched: Any = LinearWithFrozenWeight
+    original = patched.backward
+
+    def folded(ctx: Any, gradient: Tensor) -> Any:
+        return original(ctx, gradient.flatten(0, 1).unflatten(0, gradient.shape[:2]))
+
+    patched.backward = staticmethod(folded)
+
+
+_fold_gradients()

@@ -24,10 +24,10 @@ FLOAT32 = 4
 class Memory:
     """Bytes on one GPU at the worst moment of an iteration."""
 
-    weights: float
-    gradients: float  # float32
+    weights: float  # with adapters
+    gradients: float  # float32; with LoRA of adapters alone, as the optimizer's
     optimizer: float  # float32 copies of 16-bit weights, and Adam's two moments
-    reference: float  # the frozen policy of the KL term
+    reference: float  # the frozen policy of the KL term; with LoRA it is the policy without adapters
     activations: float
     logprob: float  # hidden states of response tokens and the kernel's workspace; logits are never whole
     engine_weights: float
@@ -75,14 +75,30 @@ def whole(shape: ModelShape) -> int:
     return parameters(shape, ParallelConfig(), 0)
 
 
+def adapters(shape: ModelShape, cfg: Config) -> int:
+    """Parameters of adapters that one rank holds; 0 without LoRA."""
+    tensor, each = cfg.parallel.tensor, 0
+    for name in cfg.lora.targets if cfg.lora.rank else []:
+        wide, high = shape.linears[name]
+        by_row = name in ("linear_proj", "linear_fc2")
+        each += wide // tensor + high if by_row else wide + high // tensor
+    return shape.layers // cfg.parallel.pipeline * (cfg.lora.rank or 0) * each
+
+
+def trained(shape: ModelShape, cfg: Config, stage: int) -> int:
+    """Parameters with a gradient that one rank of pipeline stage `stage` holds."""
+    return adapters(shape, cfg) if cfg.lora.rank else parameters(shape, cfg.parallel, stage)
+
+
 def stored(shape: ModelShape, cfg: Config, stage: int, replicas: int) -> tuple[float, float, float, float]:
     """(weights, gradients, optimizer, reference) of a rank; `replicas` ranks hold the same shard."""
-    count = parameters(shape, cfg.parallel, stage)
-    weights = float(count * width(cfg))
+    count = trained(shape, cfg, stage)
+    base = float(parameters(shape, cfg.parallel, stage) * width(cfg))
     copies = FLOAT32 if cfg.model.dtype == "bfloat16" else 0
     shards = replicas if cfg.parallel.distributed_optimizer else 1
     optimizer = count * (copies + 2 * FLOAT32) / shards * (1 - cfg.parallel.offload_optimizer)
-    reference = weights if cfg.objective.kl_coef else 0.0
+    weights = base + adapters(shape, cfg) * width(cfg)
+    reference = base if cfg.objective.kl_coef and not cfg.lora.rank else 0.0
     return weights, float(count * FLOAT32), optimizer, reference
 
 
@@ -93,19 +109,21 @@ def layer_activations(
 
     Kept in the model's type: input and output of both norms; query, key and value before and after rotation;
     attention's output; and of the gated MLP its input product (twice its width), both factors and their
-    product. Where torch has no fused norm (on a CPU), it keeps a norm's input and its normal form in float32.
+    product. Where torch has no fused norm (on a CPU), it keeps a norm's input and, for the gradient of its
+    weight, its normal form in float32.
     """
     parallel = cfg.parallel
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = 2 * width(cfg) if fused_norm else 4 * FLOAT32
+    norms = 2 * width(cfg) if fused_norm else (2 if cfg.lora.rank else 4) * FLOAT32
     own = shape.hidden * (norms + 2 * width(cfg)) / (parallel.tensor if parallel.sequence_parallel else 1)
     attention = queries * (2 if cfg.batch.packed else 1)  # packed sequences are put together again
     projected = 2 * queries + 3 * keys
     if parallel.context > 1:  # gathered keys and values stand for the rank's own
         projected = queries + 2 * keys * parallel.context
     if shape.qk_norm:
-        projected += queries if fused_norm else 2 * queries + keys
+        projected += queries if fused_norm or cfg.lora.rank else 2 * queries + keys
     shared = (projected + attention + 5 * shape.ffn) / parallel.tensor
+    shared += (cfg.lora.rank or 0) * len(cfg.lora.targets)  # what stands between A and B
     rotation = 4 * shape.head_dim * columns
     statistics = FLOAT32 * (shape.heads / parallel.tensor + 2)
     return tokens * (own + shared * width(cfg) + statistics) + rotation * width(cfg)

@@ -48,6 +48,7 @@ def make(shape: ModelShape, cfg: Config, cluster: Cluster, work: Workload | None
     """The plan of `cfg` for a model of `shape`; raises UserError for a layout that is impossible."""
     check_layout(cfg.parallel, cluster.world)
     shape.check_layout(cfg.parallel)
+    shape.check_lora(cfg.lora)
     work = work or Workload.of(cfg)
     data = cluster.world // (cfg.parallel.tensor * cfg.parallel.pipeline * cfg.parallel.context)
     microbatches = micro_batches(cfg, work, data)

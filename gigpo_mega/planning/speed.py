@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gigpo_mega.config import Config
 from gigpo_mega.learner.model import ModelShape
 from gigpo_mega.planning.devices import Cluster
-from gigpo_mega.planning.memory import FLOAT32, Engine, longest_row, parameters, whole, width
+from gigpo_mega.planning.memory import FLOAT32, Engine, longest_row, trained, whole, width
 
 DECODE_OVERHEAD = 3e-3  # seconds of a decoding step that the GPU waits for scheduler and sampling
 BUCKET_OVERHEAD = 1e-2  # seconds of a request that pushes a bucket of weights
@@ -85,7 +85,8 @@ def seconds(
     rate = cluster.world * _rate(cfg, cluster, work)
     forward = rows(cfg, work) * _forward(shape, work) / rate * (1 + bubble)
     scored = (cfg.objective.old_logprob == "learner") + bool(cfg.objective.kl_coef)
-    passes = 4 if cfg.parallel.recompute == "full" else 3  # a backward pass counts two
+    # A backward pass counts two, one of them for weights.
+    passes = 3 + (cfg.parallel.recompute == "full") - (cfg.lora.rank is not None)
     prefill, decode = _rollout(shape, cfg, cluster, work, engine) if engine else (0.0, 0.0)
     return Seconds(
         push=_push(shape, cfg, cluster),
@@ -141,7 +142,7 @@ def _synchronize(shape: ModelShape, cfg: Config, cluster: Cluster, data: int) ->
     """Seconds of one update's reduce-scatter of float32 gradients and all-gather of parameters."""
     parallel = cfg.parallel
     ranks = data * parallel.context
-    count = parameters(shape, parallel, 0)
+    count = trained(shape, cfg, 0)
     gradients = 0 if parallel.overlap_grad_reduce else (1 if parallel.distributed_optimizer else 2) * FLOAT32
     gathered = width(cfg) if parallel.distributed_optimizer and not parallel.overlap_param_gather else 0
     span = cluster.world // parallel.pipeline

@@ -78,8 +78,9 @@ def held(learner: Learner) -> dict[str, float]:
         for main, values in part.optimizer.state.items():
             state += [values["exp_avg"], values["exp_avg_sq"]]
             state += [main] if main.untyped_storage().data_ptr() not in own else []
-    reference = list(learner.reference.parameters()) if learner.reference else []
-    gradients: list[Any] = [p.main_grad for p in parameters]  # pyright: ignore[reportAttributeAccessIssue]
+    copied = learner.reference is not None and learner.reference is not learner.policy
+    reference = list(learner.reference.parameters()) if learner.reference and copied else []
+    gradients: list[Any] = [p.main_grad for p in parameters if p.requires_grad]  # pyright: ignore[reportAttributeAccessIssue]
     return {
         "weights": _bytes(parameters),
         "gradients": _bytes(gradients),

@@ -36,6 +36,8 @@ CASES = {
         "qwen2:parallel.pipeline=2:parallel.virtual_pipeline=2",
         "qwen2:parallel.context=2",
         "qwen3:parallel.tensor=2",
+        "qwen2:lora.rank=16:parallel.tensor=2",
+        "qwen3:lora.rank=8:model.dtype=bfloat16:parallel.pipeline=2",
     ],
 }
 Measured = dict[str, list[dict[str, Any]]]
@@ -117,6 +119,20 @@ def test_every_suggestion_fits_when_it_is_planned() -> None:
         assert again == suggestion.plan
         assert again.fits
         assert again.kinds[0].memory.total <= 0.95 * 79.2 * GIB
+
+
+def test_adapters_need_gradients_and_moments_of_themselves_alone() -> None:
+    shape, cluster = NAMED["qwen2.5-7b"], Cluster(DEVICES["h100"])
+    flags = ("--lora.rank", "64", "--parallel.tensor", "1", "--parallel.sequence_parallel", "false")
+    full, lora = make(shape, recipe(*flags[2:]), cluster), make(shape, recipe(*flags), cluster)
+    each = 64 * ((3584 + 4608) + (3584 + 3584) + (3584 + 37888) + (18944 + 3584))
+    assert memory.adapters(shape, recipe(*flags)) == 28 * each == 142_213_120
+    found = lora.kinds[0].memory
+    assert found.gradients == 4 * 28 * each
+    assert found.optimizer == 12 * 28 * each / 8
+    assert found.reference == 0
+    assert found.weights == 2 * (memory.whole(shape) + 28 * each)
+    assert lora.seconds.update == pytest.approx(full.seconds.update * 2 / 3)  # no gradient of the base
 
 
 def test_an_engine_that_holds_no_row_is_a_problem() -> None:

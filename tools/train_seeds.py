@@ -77,7 +77,8 @@ def run(config: Path, seed: int, folder: Path, overrides: list[str]) -> dict[str
         "before": json.loads((output / "evaluation_000000.json").read_text()),
         "after": json.loads(last.read_text()),
         "training": [row["rollout/success"] for row in rows],
-        "logprob_gap_mean": max(row["engine/logprob_gap_mean"] for row in rows),
+        # an iteration whose advantages are all 0 updates nothing and compares nothing
+        "logprob_gap_mean": max(row.get("engine/logprob_gap_mean", 0.0) for row in rows),
     }
 
 

@@ -217,10 +217,10 @@ def test_a_growing_conversation_is_found_in_the_prefix_cache(
     collector: Callable[..., Collector], served: Served
 ) -> None:
     found: dict[str, dict[str, float]] = {}
-    waits = replace(GENERIC["compact"], read=lambda text, ended: Answer("down", valid=True))
+    counts = replace(GENERIC["compact"], read=lambda text, ended: Answer("up", valid=True))
     for context in ("window", "append"):
         with SGLangServer(served.model, EngineConfig(url=served.url), Path("unused")) as server:
-            made = collector(SGLangEngine(server.url), 4, waits, context=context)
+            made = collector(SGLangEngine(server.url), 4, counts, context=context)
             made.collect([task(8), task(9)], 4, Sampling(max_new_tokens=3, stop_token_ids=(1,)))
         steps, found[context] = made.stats.steps, engine_metrics(made.stats)
         new = made.stats.prompt_tokens - made.stats.cached_tokens

@@ -8,8 +8,8 @@ machine, one optimizer update after the other in the three forms. Padding to the
 what trainers do that hold it as one tensor.
 
 What it would save to compute identical prompts of a group once is counted on groups of 8 ALFWorld episodes
-(generated games) under the paper's recipe: the expert plays, and does something else instead with a probability,
-high as early in training or low as late in it.
+(generated games) under the paper's recipe: the expert plays, and does something else instead with a
+probability, high as early in training or low as late in it.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class ParallelConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: attention's core (selective), or all of a layer."""
     offload_optimizer: float = 0.0
-    """Fraction of the optimizer's state, and of its work, that the CPU takes."""
+    """Fraction of the optimizer's state, and of its work, that the CPU takes off a GPU."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

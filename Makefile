@@ -34,7 +34,7 @@ quickstart: setup
 	@$(BIN)/python -m gigpo_mega.quickstart
 
 test: setup lint
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -20,25 +20,18 @@ if not torch.cuda.is_available():
 TIERS = ("learn", "engine", "distributed", "aot", "interpret", "gpu", "unit")  # the longest first
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every test a tier and a worker: files stay together, and all that use the shared server."""
+    """Give every test a tier; the files with the longest tiers come first, so that workers end together."""
     without_gpu = pytest.mark.skip(reason="no CUDA device")
-    shared = {item.path for item in items if "sglang_server" in getattr(item, "fixturenames", ())}
-    longest: dict[str, int] = {}
+    longest: dict[Path, int] = {}
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(without_gpu)
         if not any(map(item.get_closest_marker, TIERS)):
             item.add_marker(pytest.mark.unit)
-        item.add_marker(pytest.mark.xdist_group(group := _group(item, shared)))
         tier = min(TIERS.index(tier) for tier in TIERS if item.get_closest_marker(tier))
-        longest[group] = min(tier, longest.get(group, tier))
-    items.sort(key=lambda item: longest[_group(item, shared)])
-
-
-def _group(item: pytest.Item, shared: set[Path]) -> str:
-    return "sglang" if item.path in shared else item.path.stem
+        longest[item.path] = min(tier, longest.get(item.path, tier))
+    items.sort(key=lambda item: longest[item.path])
 
 
 @dataclass(frozen=True)

@@ -162,27 +162,30 @@ def _compare(hf: Path, back: Path) -> dict[str, Any]:
 
 
 def _logits(output: str) -> dict[str, float]:
-    found = re.search(r"logits: (\S+) at most .* largest logit ([^)]+)\)", output)
+    found = re.search(r"logits: (\S+) at most .* (\S+) where .* largest logit ([^)]+)\)", output)
     assert found is not None, output
-    return {"max_gap": float(found[1]), "largest": float(found[2])}
+    return {"max_gap": float(found[1]), "max_gap_biases_last": float(found[2]), "largest": float(found[3])}
 
 
 def table(record: dict[str, Any]) -> str:
     """The cases as a Markdown table."""
     lines = [
-        "| model | weights | cut for | there and back | logits against transformers | import | export |",
-        "|---|---|---|---|---|---|---|",
+        "| model | weights | cut for | there and back | logits | biases last | import | export |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, case in record["cases"].items():
         virtual = f" x VPP{case['virtual_pipeline']}" if case["virtual_pipeline"] > 1 else ""
         logits = case["logits"]
-        seen = f"{logits['max_gap']:.2g} of {logits['largest']:.3g}" if logits else "not compared (memory)"
+        seen = ("not compared (memory)", "")
+        if logits:
+            largest, last = f"{logits['largest']:.3g}", f"{logits['max_gap_biases_last']:.2g}"
+            seen = (f"{logits['max_gap']:.2g} of {largest}", last)
         cells = [
             f"{name} ({case['family']}, {'tied' if case['tied'] else 'untied'})",
             f"{case['weights']}, {case['dtype']}, {case['bytes'] / 2**30:.2f} GiB",
             f"TP{case['tensor']} x PP{case['pipeline']}{virtual}",
             f"{case['tensors_equal']} of {case['tensors']} tensors bit-equal",
-            seen,
+            *seen,
             *(f"{case[way]['peak_mib'] / 1024:.2f} GiB, {case[way]['cpu_seconds']:.0f} s"
               for way in ("import", "export")),
         ]  # fmt: skip

@@ -43,8 +43,8 @@ def _verify(hf: Path, checkpoint: Path, logits: bool) -> None:
     if not logits:
         return
     gap = verify.logits_gap(hf, checkpoint)
-    print(f"logits: {gap.max:.3g} at most from transformers (float32, {gap.tokens} random tokens, "
-          f"largest logit {gap.scale:.3g})")  # fmt: skip
+    print(f"logits: {gap.max:.3g} at most from transformers, {gap.biases_last:.3g} where it adds biases last "
+          f"(float32, {gap.tokens} random tokens, largest logit {gap.scale:.3g})")  # fmt: skip
     if not gap.max <= LARGEST_GAP * gap.scale:
         raise UserError(f"{checkpoint} computes other logits than {hf}: {gap.max:.2g} apart")
 

@@ -89,6 +89,7 @@ def test_logits_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     assert gap.tokens == 128
     assert gap.scale > 1
     assert gap.max < 1e-5
+    assert gap.biases_last < 1e-6
 
 
 def test_files_of_any_number_of_shards(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

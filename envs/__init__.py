@@ -1,27 +1,32 @@
-"""Environments, and all that a new one needs."""
+"""Text environments, and the types that a new one needs."""
 
+from envs.agent import Connection, Outcome
 from envs.base import (
     Demonstration,
+    EnvError,
     Environment,
-    EnvironmentError,
     EnvironmentKind,
+    EnvUnavailable,
     Observation,
     SeedTasks,
     Task,
     TaskSource,
     Transition,
-    register,
 )
 from envs.dialogue import Answer, Dialogue, Situation, Turn
+from envs.registry import register
 
 __all__ = [
     "Answer",
+    "Connection",
     "Demonstration",
     "Dialogue",
+    "EnvError",
+    "EnvUnavailable",
     "Environment",
-    "EnvironmentError",
     "EnvironmentKind",
     "Observation",
+    "Outcome",
     "SeedTasks",
     "Situation",
     "Task",

@@ -1,17 +1,18 @@
-"""How a policy is talked to about an environment, and how its answers become actions.
+"""Prompt formats and action parsing.
 
-An environment may bring a `Dialogue` of its own under a name (`EnvironmentKind.dialogues`); GENERIC has one
-for a chat model and one for a small policy trained from scratch, which serve any environment.
+An environment may define a `Dialogue` of its own under a name (`EnvironmentKind.dialogues`). GENERIC has one
+for a chat model and one for a small policy trained from scratch; both work with any environment.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from operator import attrgetter
+from typing import Any, Literal
 
-from envs.base import EnvironmentError, EnvironmentKind, Observation
+from envs.base import EnvError, EnvironmentKind, Observation
 
 FALLBACK_CHARACTERS = 30
 _CJK = re.compile(r"[\u4e00-\u9fff]")
@@ -27,22 +28,29 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """Where an episode stands when the policy is asked."""
+    """What is known when the policy is asked for an action."""
 
     instruction: str
     observation: Observation
-    history: tuple[Turn, ...] = ()  # the last turns, oldest first; as many as environment.history says
+    history: tuple[Turn, ...] = ()  # the last turns, oldest first; as many as prompt.history says
     step: int = 0  # actions taken so far
 
     @property
     def first_shown(self) -> int:
-        """Number of the oldest turn in `history`, counted from 0."""
+        """Index of the oldest turn in `history`, counted from 0."""
         return self.step - len(self.history)
+
+    def turns(self, separator: str = "\n", shown: Callable[[Observation], str] = attrgetter("text")) -> str:
+        """The turns in `history` as the paper's prompts put them, numbered from 1."""
+        return separator.join(
+            f"[Observation {i}: '{shown(turn.observation)}', Action {i}: '{turn.action}']"
+            for i, turn in enumerate(self.history, start=self.first_shown + 1)
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an answer comes to: the action, and whether it had the form that was asked for."""
+    """A parsed answer: the action, and whether it had the requested form."""
 
     action: str
     valid: bool
@@ -50,28 +58,30 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A pair of conventions: what the policy is shown, and how it must answer."""
+    """A prompt format together with the parser of its answers."""
 
-    prompt: Callable[[Situation], str]  # all that the policy sees, where every step is a fresh message
-    reply: Callable[[Situation], str]  # what follows its last answer, where the conversation grows
-    read: Callable[[str, bool], Answer]  # (text, whether it ended by itself) -> action
-    answer: Callable[[str], str]  # a text that `read` takes for the action; what cloning teaches
+    prompt: Callable[[Situation], str]  # prompt.context window: the whole prompt of a step
+    reply: Callable[[Situation], str]  # prompt.context append: what follows the last answer
+    read: Callable[[str, bool], Answer]  # (text, whether generation stopped by itself) -> action
+    answer: Callable[[str], str]  # action -> a text that `read` parses as it; the target of cloning
     chat: bool = True  # whether `prompt` and `reply` are messages in the model's chat template
+    tools: Sequence[Mapping[str, Any]] = ()  # that it shows, in OpenAI's form
+    reply_role: Literal["user", "tool"] = "user"
 
 
 def choose(kind: EnvironmentKind, name: str) -> Dialogue:
-    """The dialogue `name` of an environment, its own or the generic one; EnvironmentError for others."""
+    """The dialogue `name` of an environment, its own or a generic one; raises EnvError if there is none."""
     known: Mapping[str, Dialogue] = {**GENERIC, **kind.dialogues}
     if name not in known:
-        raise EnvironmentError(f"environment.dialogue: unknown dialogue {name!r}; known: {', '.join(known)}")
+        raise EnvError(f"prompt.dialogue: unknown dialogue {name!r}; known: {', '.join(known)}")
     return known[name]
 
 
-def tagged(text: str, ended: bool, fallback: int = FALLBACK_CHARACTERS) -> Answer:
+def parse_tagged(text: str, ended: bool, fallback: int = FALLBACK_CHARACTERS) -> Answer:
     """The paper's rule: the lower-cased text between the first <action> and the first </action>.
 
-    Invalid where either tag, <think> or </think> is missing, or where a Chinese character occurs. Without an
-    action the last `fallback` characters are sent. Source: verl-agent, `alfworld_projection`.
+    Invalid if either tag, <think> or </think> is missing, or if a Chinese character occurs. Without the tags
+    the action is the last `fallback` characters. Source: verl-agent, `alfworld_projection`.
     """
     del ended
     lowered = text.lower()
@@ -83,13 +93,13 @@ def tagged(text: str, ended: bool, fallback: int = FALLBACK_CHARACTERS) -> Answe
     return Answer(action, valid=thought and _CJK.search(text) is None)
 
 
-def in_tags(action: str) -> str:
-    """An answer without a thought that `tagged` reads as `action`."""
+def format_tagged(action: str) -> str:
+    """An answer with an empty thought that `parse_tagged` reads as `action`."""
     return f"<think> </think>\n<action> {action} </action>"
 
 
-def whole(text: str, ended: bool) -> Answer:
-    """The whole text is the action; invalid where it is empty or was cut off before it ended."""
+def parse_whole(text: str, ended: bool) -> Answer:
+    """The whole text is the action; invalid if it is empty or was cut off."""
     action = text.strip()
     return Answer(action, valid=bool(action) and ended)
 
@@ -106,18 +116,14 @@ and present it within <action> </action> tags.
 """
 
 
-def message(situation: Situation) -> str:
-    """A message to a chat model in the words of the paper's prompts, for an environment without its own."""
+def chat_prompt(situation: Situation) -> str:
+    """A chat message in the wording of the paper's prompts, for environments without their own."""
     past = ""
     if situation.history:
-        turns = (
-            f"[Observation {i}: '{turn.observation.text}', Action {i}: '{turn.action}']"
-            for i, turn in enumerate(situation.history, start=situation.first_shown + 1)
-        )
         past = (
             f"\nPrior to this step, you have already taken {situation.step} step(s). Below are the most "
             f"recent {len(situation.history)} observations and the corresponding actions you took: "
-            + " ".join(turns)
+            + situation.turns(" ")
         )
     return _CHAT.format(
         task=f"Your task is: {situation.instruction}" if situation.instruction else "You are an agent.",
@@ -127,8 +133,8 @@ def message(situation: Situation) -> str:
     )
 
 
-def follow(situation: Situation) -> str:
-    """The next message of a growing conversation: the observation and what may be done."""
+def chat_reply(situation: Situation) -> str:
+    """The next message of a growing conversation: the observation and the admissible actions."""
     return f"{situation.observation.text}\n{_choices(situation.observation)}".rstrip()
 
 
@@ -140,44 +146,35 @@ def _choices(observation: Observation) -> str:
 
 
 def compact(*, unhelpful: re.Pattern[str] | None = None, scene: bool = True) -> Dialogue:
-    """A dialogue of few tokens for small policies: lines of plain text, the answer is the action itself.
+    """A dialogue of few tokens for small policies: lines of plain text; the answer is the action itself.
 
-    Admissible actions that `unhelpful` matches are not listed. Without `scene` the first observation is left
-    out where its admissible actions say the same.
+    Admissible actions that `unhelpful` matches are not listed. Without `scene` the text of the first
+    observation is left out if its admissible actions are listed anyway.
     """
-    render = partial(_compact, unhelpful=unhelpful, scene=scene)
 
-    def reply(situation: Situation) -> str:
-        return "\n" + "\n".join([*render(situation), ">"])
+    def shown(observation: Observation, step: int) -> str:
+        return "Start." if not scene and step == 0 and observation.admissible else observation.text
+
+    def current(situation: Situation) -> list[str]:
+        lines, admissible = [shown(situation.observation, situation.step)], situation.observation.admissible
+        if admissible:
+            listed = (action for action in admissible if not (unhelpful and unhelpful.match(action)))
+            lines.append("Can: " + ", ".join(listed))
+        return [*lines, ">"]
 
     def prompt(situation: Situation) -> str:
-        return "\n".join(
-            [f"Task: {situation.instruction}", *_past(situation, scene), *render(situation), ">"]
-        )
+        lines = [f"Task: {situation.instruction}"]
+        for step, turn in enumerate(situation.history, start=situation.first_shown):
+            lines += [shown(turn.observation, step), f"> {turn.action}"]
+        return "\n".join([*lines, *current(situation)])
 
-    return Dialogue(prompt, reply, whole, lambda action: f" {action}", chat=False)
+    def reply(situation: Situation) -> str:
+        return "\n".join(["", *current(situation)])
 
-
-def _compact(situation: Situation, *, unhelpful: re.Pattern[str] | None, scene: bool) -> list[str]:
-    lines = [_seen(situation.observation, situation.step, scene)]
-    if situation.observation.admissible:
-        listed = (a for a in situation.observation.admissible if not (unhelpful and unhelpful.match(a)))
-        lines.append("Can: " + ", ".join(listed))
-    return lines
-
-
-def _past(situation: Situation, scene: bool) -> list[str]:
-    lines: list[str] = []
-    for step, turn in enumerate(situation.history, start=situation.first_shown):
-        lines += [_seen(turn.observation, step, scene), f"> {turn.action}"]
-    return lines
-
-
-def _seen(observation: Observation, step: int, scene: bool) -> str:
-    return "Start." if not scene and step == 0 and observation.admissible else observation.text
+    return Dialogue(prompt, reply, parse_whole, lambda action: f" {action}", chat=False)
 
 
 GENERIC: Mapping[str, Dialogue] = {
-    "chat": Dialogue(message, follow, tagged, in_tags),
+    "chat": Dialogue(chat_prompt, chat_reply, parse_tagged, format_tagged),
     "compact": compact(),
 }

@@ -3,13 +3,39 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from gigpo_mega.config import BatchConfig
-from gigpo_mega.types import Bool, Float32, Float64, Int64, Step
+from gigpo_mega.config import BatchConfig, ParallelConfig
+from gigpo_mega.shape import Cost
+from gigpo_mega.types import Bool, Float32, Float64, Int32, Int64
+
+
+class TokenSequence(Protocol):
+    """A prompt and the response that is learned; a `types.Step` is one."""
+
+    @property
+    def prompt_ids(self) -> Int32: ...  # [P]
+
+    @property
+    def response_ids(self) -> Int32: ...  # [R]
+
+
+class Sequences(Protocol):
+    """Sequences by row, such as a tuple of steps."""
+
+    def __getitem__(self, row: int, /) -> TokenSequence: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The rows of a micro-batch, before it is built."""
+
+    rows: Int64  # [q]
+    weight: float  # 0 for a filler that only keeps ranks in step, else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +50,7 @@ class MicroBatch:
 
     tokens: Int64  # [b, s] prompt and response without its last token
     labels: Int64  # [b, s] the next token
-    mask: Bool  # [b, s] True where the label is a response token
+    mask: Bool  # [b, s] True if the label is a response token
     starts: Int64  # [m + 1] packed: where each sequence begins; padded: [0, s]
     rows: Int64  # [q] row of the iteration's table
     lengths: Int64  # [q] response tokens of each row
@@ -45,18 +71,14 @@ class Split:
     columns: int = 1  # and all columns of a micro-batch of this (sequence parallelism cuts the whole)
     count: int = 1  # a rank's micro-batches are a multiple of this (interleaved pipelines take them in turns)
 
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Multiply-adds of a sequence: linear layers, causal attention over half of the square, output layer."""
-
-    token: float = 1.0  # of one column in all layers but attention's core
-    pair: float = 0.0  # of one column for each column of its sequence
-    response: float = 0.0  # of one response token in the output layer
-
-    def of(self, columns: Int64, responses: Int64) -> Float64:
-        """The cost of sequences with `columns` and `responses` tokens, elementwise."""
-        return columns * (self.token + self.pair * columns) + self.response * responses
+    @classmethod
+    def of(cls, cfg: ParallelConfig, ranks: int, rank: int) -> Split:
+        """What the layout `cfg` asks of the data-parallel rank `rank` of `ranks`."""
+        # A rank of a context-parallel group takes one chunk from the front of a sequence and one from its
+        # back.
+        sequence = 2 * cfg.context if cfg.context > 1 else 1
+        columns = sequence * (cfg.tensor if cfg.sequence_parallel else 1)
+        return cls(ranks, rank, sequence, columns, cfg.pipeline if cfg.virtual_pipeline > 1 else 1)
 
 
 def updates(rows: Int64, cfg: BatchConfig, rng: np.random.Generator) -> Iterator[Int64]:
@@ -66,31 +88,64 @@ def updates(rows: Int64, cfg: BatchConfig, rng: np.random.Generator) -> Iterator
     """
     for _ in range(cfg.epochs):
         order = rng.permutation(rows) if cfg.shuffle else rows
-        pieces = max(1, round(len(order) / cfg.rows)) if cfg.rows else 1
+        pieces = max(1, round(len(order) / cfg.rows_per_update)) if cfg.rows_per_update else 1
         for piece in np.array_split(order, pieces):
             if len(piece):
                 yield piece
 
 
 def pack(
-    steps: Sequence[Step], rows: Int64, cfg: BatchConfig, split: Split | None = None, cost: Cost | None = None
+    sequences: Sequences, rows: Int64, cfg: BatchConfig, split: Split | None = None, cost: Cost | None = None
 ) -> list[MicroBatch]:
-    """The micro-batches of `rows` [q] for the data-parallel rank of `split`, the costliest first.
+    """The micro-batches of `rows` [q] for the data-parallel rank of `split`, dealt and built."""
+    split = split or Split()
+    prompts = np.array([len(sequences[int(r)].prompt_ids) for r in rows], dtype=np.int64)
+    dealt = deal(rows, prompts, _responses(sequences, rows), cfg, split, cost or Cost())
+    return [build(sequences, share, cfg, split) for share in dealt[split.rank]]
+
+
+def deal(
+    rows: Int64, prompts: Int64, responses: Int64, cfg: BatchConfig, split: Split, cost: Cost
+) -> list[list[Share]]:
+    """The micro-batches of `rows` with so many tokens, all [q]: by data-parallel rank, the costliest first.
 
     None has more than `cfg.microbatch_tokens` columns (a longer row stands alone). Every rank gets the same
     number of about the same cost; what is missing are fillers of weight 0.
     """
-    split, cost = split or Split(), cost or Cost()
-    plan = _Plan.of(steps, rows, split, cost)
+    # A sequence's last token is only ever a label.
+    plan = _Plan(_round_up(prompts + responses - 1, split.sequence), responses, split, cost)
     capacity = max(1, cfg.microbatch_tokens // split.columns) * split.columns
     groups = plan.packed(capacity) if cfg.packed else plan.padded(capacity)
-    build = _pack if cfg.packed else _pad
     shortest = rows[np.argmin(plan.columns)]
-    mine: list[MicroBatch] = []
-    for group in plan.deal(groups, cfg.packed)[split.rank]:
-        chosen, weight = (rows[group], 1.0) if len(group) else (shortest[None], 0.0)
-        mine.append(build(steps, chosen, weight, split))
-    return mine
+
+    def share(group: Int64) -> Share:
+        return Share(*((rows[group], 1.0) if len(group) else (shortest[None], 0.0)))
+
+    return [[share(group) for group in hand] for hand in plan.deal(groups, cfg.packed)]
+
+
+def build(sequences: Sequences, share: Share, cfg: BatchConfig, split: Split) -> MicroBatch:
+    """The micro-batch of the `sequences` in `share`."""
+    chosen = [sequences[int(row)] for row in share.rows]
+    texts = [np.concatenate([sequence.prompt_ids, sequence.response_ids]) for sequence in chosen]
+    columns = np.array([len(ids) - 1 for ids in texts])  # a sequence's last token is only ever a label
+    if cfg.packed:  # one after the other
+        starts = np.concatenate([[0], np.cumsum(_round_up(columns, split.sequence))])
+        starts[-1] = _round_up(starts[-1], split.columns)
+        shape, places = (1, int(starts[-1])), [(0, int(start)) for start in starts[:-1]]
+    else:  # each from column 0 on
+        width = int(_round_up(columns.max(), split.columns))
+        starts = np.array([0, width])
+        shape, places = (len(chosen), width), [(line, 0) for line in range(len(chosen))]
+    tokens, labels = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    mask = np.zeros(shape, dtype=np.bool_)
+    for sequence, ids, (line, start) in zip(chosen, texts, places, strict=True):
+        end = start + len(ids) - 1
+        tokens[line, start:end] = ids[:-1]
+        labels[line, start:end] = ids[1:]
+        mask[line, start + len(sequence.prompt_ids) - 1 : end] = True
+    lengths = _responses(sequences, share.rows)
+    return MicroBatch(tokens, labels, mask, starts.astype(np.int64), share.rows, lengths, share.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +156,6 @@ class _Plan:
     responses: Int64  # [q]
     split: Split
     cost: Cost
-
-    @classmethod
-    def of(cls, steps: Sequence[Step], rows: Int64, split: Split, cost: Cost) -> _Plan:
-        columns = _round_up(_columns(steps, rows), split.sequence)
-        return cls(columns, _responses(steps, rows), split, cost)
 
     def packed(self, capacity: int) -> list[Int64]:
         """As few groups as the ranks allow, none of more than `capacity` columns."""
@@ -127,7 +177,7 @@ class _Plan:
             start += count
         together = self.split.ranks * self.split.count
         while len(groups) % together and any(len(group) > 1 for group in groups):
-            # Splitting the largest group keeps all ranks busy where a filler would leave one idle.
+            # Splitting the largest group keeps all ranks busy while a filler would leave one idle.
             sizes = [len(g) * int(self.columns[g[0]]) if len(g) > 1 else 0 for g in groups]
             largest = int(np.argmax(sizes))
             groups[largest : largest + 1] = np.array_split(groups[largest], 2)
@@ -151,7 +201,7 @@ class _Plan:
 
 
 def _balance(costs: Float64, sizes: Int64, bins: int, capacity: int) -> list[list[int]] | None:
-    """Deal items into `bins`, costliest first, each to the cheapest bin that has room; None where none has.
+    """Deal items into `bins`, costliest first, each to the cheapest bin that has room; None if none has.
 
     An item larger than `capacity` takes an empty bin. This is Graham's longest-processing-time rule: the
     costliest bin is at most 4/3 of the best possible, and close to it with many items.
@@ -178,47 +228,5 @@ def _round_up(size: Int64, multiple: int) -> Int64:
     return -(-size // multiple) * multiple
 
 
-def _pad(steps: Sequence[Step], rows: Int64, weight: float, split: Split) -> MicroBatch:
-    """Each row from column 0 on."""
-    width = int(_round_up(_columns(steps, rows).max(), split.columns))
-    places = [(i, 0) for i in range(len(rows))]
-    return _fill(steps, rows, places, (len(rows), width), np.array([0, width]), weight)
-
-
-def _pack(steps: Sequence[Step], rows: Int64, weight: float, split: Split) -> MicroBatch:
-    """One row after the other."""
-    widths = _round_up(_columns(steps, rows), split.sequence)
-    starts = np.concatenate([[0], np.cumsum(widths)])
-    starts[-1] = _round_up(starts[-1], split.columns)
-    places = [(0, int(start)) for start in starts[:-1]]
-    return _fill(steps, rows, places, (1, int(starts[-1])), starts, weight)
-
-
-def _fill(
-    steps: Sequence[Step],
-    rows: Int64,
-    places: list[tuple[int, int]],
-    shape: tuple[int, int],
-    starts: Int64,
-    weight: float,
-) -> MicroBatch:
-    tokens, labels = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    mask = np.zeros(shape, dtype=np.bool_)
-    for r, (line, start) in zip(rows, places, strict=True):
-        step = steps[int(r)]
-        sequence = np.concatenate([step.prompt_ids, step.response_ids])
-        end = start + len(sequence) - 1
-        tokens[line, start:end] = sequence[:-1]
-        labels[line, start:end] = sequence[1:]
-        mask[line, start + len(step.prompt_ids) - 1 : end] = True
-    return MicroBatch(tokens, labels, mask, starts.astype(np.int64), rows, _responses(steps, rows), weight)
-
-
-def _responses(steps: Sequence[Step], rows: Int64) -> Int64:
-    return np.array([len(steps[int(r)].response_ids) for r in rows], dtype=np.int64)
-
-
-def _columns(steps: Sequence[Step], rows: Int64) -> Int64:
-    """A sequence's last token is only ever a label."""
-    prompts = np.array([len(steps[int(r)].prompt_ids) for r in rows], dtype=np.int64)
-    return prompts + _responses(steps, rows) - 1
+def _responses(sequences: Sequences, rows: Int64) -> Int64:
+    return np.array([len(sequences[int(r)].response_ids) for r in rows], dtype=np.int64)

@@ -4,29 +4,65 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from envs.base import lookup
-from gigpo_mega import options
+from envs.registry import lookup
+from gigpo_mega import hub
 from gigpo_mega.config import Config
-from gigpo_mega.errors import UserError, run_main
-from gigpo_mega.rollout.server import holds_weights
-from gigpo_mega.rollout.session import RolloutSession
-from gigpo_mega.rollout.summary import evaluation_record
-from gigpo_mega.tasks import load_tasks
+from gigpo_mega.config.load import load_config
+from gigpo_mega.errors import UserError
+from gigpo_mega.hf_config import holds_weights
+from gigpo_mega.preflight import check_engine, check_folder, check_tokenizer
+from gigpo_mega.program import run_main
+from gigpo_mega.shape import ModelShape
+from gigpo_mega.stack import enter
+from gigpo_mega.storage.files import replace_text
+from gigpo_mega.tasks import Tasks, load_tasks
+
+if TYPE_CHECKING:
+    from gigpo_mega.rollout.session import RolloutSession
 
 
 def evaluate(cfg: Config) -> dict[str, Any]:
-    """Play `evaluation.episodes` games with the policy at `model.path`; returns the panel's record."""
+    """Play the held-out panel with the policy at `model.path`; returns the panel's record."""
+    from gigpo_mega.rollout.quota import Quota
+    from gigpo_mega.rollout.summary import evaluation_record
+
+    with playing(cfg) as (session, tasks):
+        groups = session.collect(Quota.of(tasks.held_out), 1, cfg.evaluation.temperature, name="evaluate")
+    return evaluation_record(groups.values(), 0, cfg.evaluation.temperature, cfg.evaluation.split)
+
+
+@contextmanager
+def playing(cfg: Config) -> Iterator[tuple[RolloutSession, Tasks]]:
+    """A session with the policy at `model.path`, and the tasks; raises UserError if they cannot be played."""
+    # aiohttp takes half a second to import: --help must not wait for it.
+    from gigpo_mega.rollout.engines.command import Launch
+    from gigpo_mega.rollout.engines.servers import Servers
+    from gigpo_mega.rollout.local import try_environment
+    from gigpo_mega.rollout.session import RolloutSession
+
     if cfg.model.path is None:
-        raise UserError("model.path is not set; give the Hugging Face directory of the policy to evaluate")
-    if not holds_weights(cfg.model.path):
-        raise UserError(f"model.path: {cfg.model.path} has no *.safetensors; see tools/convert.py export")
-    _, held_out = load_tasks(cfg)
-    with RolloutSession(cfg, cfg.model.path, cfg.output) as session:
-        groups = session.collect(held_out, 1, cfg.evaluation.temperature, name="evaluate")
-    return evaluation_record(groups, 0, cfg.evaluation.temperature, cfg.evaluation.split)
+        raise UserError("model.path is not set; give the Hugging Face directory of the policy")
+    if not cfg.engine.urls:
+        check_engine()
+    stack = enter(cfg.stack, engine=not cfg.engine.urls)
+    check_folder("output", cfg.output)
+    model = hub.directory(cfg.model.path)
+    if not holds_weights(model):
+        raise UserError(f"model.path: {model} has no *.safetensors; see gigpo-mega convert export")
+    check_tokenizer(cfg, model, ModelShape.from_hf(model))
+    tasks = load_tasks(cfg)
+    cfg.output.mkdir(parents=True, exist_ok=True)
+    try_environment(cfg, tasks.held_out[0])
+    launch = Launch(stack, cfg.model.dtype, cfg.seed, cfg.rollout.concurrency)
+    with (
+        Servers(model, cfg.engine, cfg.output, launch) as servers,
+        RolloutSession(cfg, model, servers.urls) as session,
+    ):
+        yield session, tasks
 
 
 def table(record: Mapping[str, Any], columns: Mapping[str, str]) -> str:
@@ -44,9 +80,9 @@ def table(record: Mapping[str, Any], columns: Mapping[str, str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the options, play the panel, print the table and keep the record in `output`/evaluation.json."""
-    cfg = options.load(sys.argv[1:] if argv is None else argv, "gigpo_mega.evaluate")
+    cfg = load_config(sys.argv[1:] if argv is None else argv, "gigpo-mega evaluate")
     record = evaluate(cfg)
-    (cfg.output / "evaluation.json").write_text(json.dumps(record, indent=1))
+    replace_text(cfg.output / "evaluation.json", json.dumps(record, indent=1))
     print(table(record, lookup(cfg.environment.name).columns))
 
 

@@ -1,7 +1,8 @@
 """`make quickstart`: an agent learns small ALFWorld rooms on two CPU cores, with the real engine and learner.
 
-Generates the games, takes the cold-start policy beside the configuration (`--coldstart` makes it again),
-trains it by GiGPO and says how the held-out panel went before and after. Options as for gigpo_mega.train.
+Generates the games, takes the cold-start policy that the package ships (`--coldstart` makes it again in a
+checkout), trains it by GiGPO and says how the held-out panel went before and after. `--section.field` as for
+`gigpo-mega train`.
 """
 
 from __future__ import annotations
@@ -11,55 +12,74 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from gigpo_mega import options
-from gigpo_mega.coldstart import coldstart
-from gigpo_mega.config import Config
-from gigpo_mega.errors import run_main
+from gigpo_mega.config import Config, recipes
+from gigpo_mega.config.load import load_config
+from gigpo_mega.errors import UserError
+from gigpo_mega.program import run_main
+from gigpo_mega.run.output import holds_run
+from gigpo_mega.stack import enter
+from gigpo_mega.telemetry.report.run_folder import REFERENCE
 from gigpo_mega.train import train
 
-_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-CONFIG = _CONFIGS / "quickstart.yaml"
-COLDSTART = _CONFIGS / "quickstart_coldstart.yaml"
-POLICY = _CONFIGS / "quickstart_policy"
+CONFIG, COLDSTART = "quickstart", "quickstart_coldstart"  # recipes
+CURVES = recipes.FOLDER / "quickstart_grpo.json"  # the recipe with GRPO, by tools/train_seeds.py --reference
+POLICY = recipes.FOLDER / "quickstart_policy"
+OPTIONS = {"--coldstart": "as the first argument: clone the expert into the policy again, and train nothing"}
 
 
 def run(overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train as CONFIG and `overrides` say; returns the panel's records before and after."""
-    cfg = options.load([str(CONFIG), *overrides], "gigpo_mega.quickstart")
-    if (cfg.output / "config.yaml").exists():
-        print(f"going on in {cfg.output}; delete it to start anew")
-        cfg = dataclasses.replace(cfg, resume=True)
-    train(cfg)
-    before, after = (_record(cfg, step) for step in (0, cfg.steps))
+    cfg = load_config([CONFIG, *overrides], "gigpo-mega quickstart", OPTIONS)
+    if holds_run(cfg.output):
+        print(f"resuming {cfg.output}; delete it to start over")
+    put_reference(cfg)
+    train(dataclasses.replace(cfg, resume="auto"))
+    files = (cfg.output / f"evaluation_{iteration:06d}.json" for iteration in (0, cfg.iterations))
+    before, after = (json.loads(file.read_text()) for file in files)
     games = f"held-out panel, {before['episodes']} games"
     print(f"{games}: success {_percent(before)} before, {_percent(after)} after")
     print(f"report: {cfg.output / 'report.html'}")
     return before, after
 
 
+def put_reference(cfg: Config) -> None:
+    """Copy the recorded curves of GRPO for the run's report, if it plays what they were recorded on."""
+    recipe = load_config([CONFIG], "gigpo-mega quickstart")
+    played = ("model", "environment", "prompt", "rollout")
+    if CURVES.exists() and all(getattr(cfg, part) == getattr(recipe, part) for part in played):
+        cfg.output.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(CURVES, cfg.output / REFERENCE)
+
+
 def make_policy(overrides: Sequence[str] = ()) -> None:
-    """Clone the expert as COLDSTART says and put the policy beside the configuration."""
-    cfg = options.load([str(CONFIG), str(COLDSTART), *overrides], "gigpo_mega.quickstart")
-    made = coldstart(cfg)
+    """Clone the expert as COLDSTART says and put the policy next to the configuration.
+
+    Raises UserError in an installation, whose files are not the user's to replace.
+    """
+    cfg = load_config([CONFIG, COLDSTART, *overrides], "gigpo-mega quickstart", OPTIONS)
+    if recipes.INSTALLED:
+        raise UserError(
+            "--coldstart replaces the policy of a checkout; here, `gigpo-mega coldstart quickstart "
+            f"quickstart_coldstart` makes one of your own in {cfg.output}"
+        )
+    stack = enter(cfg.stack, engine=False)
+    from gigpo_mega.coldstart.clone import clone  # torch and megatron: after options and stack
+
+    made = clone(cfg, stack)
     shutil.rmtree(POLICY, ignore_errors=True)
     shutil.copytree(made, POLICY)
     print(f"policy: {POLICY}")
-
-
-def _record(cfg: Config, step: int) -> dict[str, Any]:
-    return json.loads((cfg.output / f"evaluation_{step:06d}.json").read_text())
 
 
 def _percent(record: dict[str, Any]) -> str:
     return f"{100 * record['success']:.1f}% (+- {100 * record['standard_error']:.1f})"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """The command line: `--coldstart` first makes the policy instead of training it."""
-    arguments = sys.argv[1:]
+    arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--coldstart"]:
         make_policy(arguments[1:])
     else:

@@ -1,8 +1,8 @@
-"""Train an agent: `python -m gigpo_mega.train configs/x.yaml --section.field value`, or the same under
-torchrun.
+"""Train an agent: `gigpo-mega train CONFIG.yaml --section.field value`, or under torchrun
+`torchrun ... -m gigpo_mega.train CONFIG.yaml ...`; `--dry-run` checks everything and prints what would run.
 
-An iteration plays a group of episodes of each drawn task, estimates advantages, updates the policy and
-pushes its weights to the engine. The groups are on disk before they are learned from, the full state every
+An iteration plays a group of episodes of each drawn task, estimates advantages, updates the policy and gives
+its weights to the engine. The groups are on disk before they are learned from, the full state every
 `checkpoint.every` iterations: `--resume` samples nothing twice and ends bit-equal to a run that was never
 stopped.
 """
@@ -10,157 +10,54 @@ stopped.
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
-from gigpo_mega import options
-from gigpo_mega.algorithms.advantage import estimate
 from gigpo_mega.config import Config
-from gigpo_mega.control import Stop, shared
-from gigpo_mega.errors import UserError, run_main
-from gigpo_mega.host import Host
-from gigpo_mega.learner import parallel
-from gigpo_mega.learner.checkpoint import Checkpoints
-from gigpo_mega.learner.model import ModelShape
-from gigpo_mega.learner.parallel import Layout
-from gigpo_mega.learner.policy import LogprobMismatch, improve
-from gigpo_mega.learner.update import Learner
-from gigpo_mega.rollout.summary import advantage_metrics, rollout_metrics
-from gigpo_mega.tasks import load_tasks
-from gigpo_mega.telemetry.progress import stage
-from gigpo_mega.types import RowTable
-from gigpo_mega.weights import adapter
-from gigpo_mega.weights import export as weights
+from gigpo_mega.config.load import load_config
+from gigpo_mega.program import run_main
+from gigpo_mega.stack import enter
+from gigpo_mega.storage.journal import Journal
 
 
-def train(cfg: Config) -> None:
-    """Run `cfg.steps` iterations; every rank of the launch calls this. Ctrl-C and SIGTERM save and stop."""
-    model = _model_path(cfg)
-    shape = ModelShape.from_hf(model)
-    shape.check_layout(cfg.parallel)
-    shape.check_lora(cfg.lora)
-    layout = parallel.initialize(cfg.parallel, cfg.seed)
-    training, held_out = shared(layout, lambda: load_tasks(cfg))  # the leader may generate them
-    checkpoints = Checkpoints(cfg.output / "checkpoints", cfg.checkpoint)
-    start = shared(layout, lambda: _open_output(cfg, checkpoints))
-    learner = _build_learner(cfg, layout, shape, model)
-    if start:
-        checkpoints.load(learner, start)
-    with Stop(layout) as stop, Host(cfg, layout, model, training, held_out, start) as host:
-        try:
-            for step in range(start, cfg.steps):
-                iterate(cfg, learner, host, stop, step)
-                checkpoints.poll(learner)
-                if learner.iteration % cfg.checkpoint.every == 0 or learner.iteration == cfg.steps:
-                    checkpoints.save(learner)
-                    shared(layout, lambda: host.journal.forget(before=checkpoints.oldest() or 0))
-            checkpoints.finish(learner)
-            _evaluate(learner, host, stop)
-        except KeyboardInterrupt:
-            checkpoints.finish(learner)
-            if (checkpoints.newest() or 0) != learner.iteration:
-                checkpoints.save(learner)
-                checkpoints.finish(learner)
-            raise
-    if cfg.checkpoint.export:
-        weights.save(learner.policy, shape, layout, model, cfg.output / "policy")
-        if cfg.lora.rank:
-            adapter.save(learner.policy, shape, layout, cfg.lora, model, cfg.output / "adapter")
+def train(cfg: Config, recorded: Journal | None = None) -> None:
+    """Run `cfg.iterations` iterations of GiGPO (arXiv 2505.10978); every rank of the launch calls this.
 
+    Groups that were `recorded` take the place of engine and environments. Ctrl-C and SIGTERM save and stop.
+    Raises UserError for what the run could not start with.
+    """
+    stack = enter(cfg.stack, engine=recorded is None and not cfg.engine.urls)
+    # torch and megatron take many seconds to import: a mistyped flag must not wait for them.
+    from gigpo_mega.algorithms.advantage import estimate
+    from gigpo_mega.learner.update import update_policy
+    from gigpo_mega.run.run import Run
+    from gigpo_mega.types import RowTable
 
-def iterate(cfg: Config, learner: Learner, host: Host, stop: Stop, step: int) -> None:
-    """One iteration: groups, advantages, update, weights to the engine, metrics."""
-    clock = _Clock()
-    with clock.stage("evaluate"):
-        if step == 0 or (cfg.evaluation.every and step % cfg.evaluation.every == 0):
-            _evaluate(learner, host, stop)
-    with clock.stage("push"):
-        _push(learner, host)
-    with clock.stage("rollout"):
-        groups = shared(learner.layout, lambda: stop.run(lambda: host.groups(step)))
-    with clock.stage("advantage"):
-        rows = RowTable.from_groups(groups)
-        advantages = estimate(rows, cfg.advantage)
-    with clock.stage("update"), stage("update", None, "updates", quiet=not learner.layout.leader) as bar:
-        try:
-            stats = improve(learner, rows, advantages, cfg, step, lambda _done, _total: bar.advance())
-        except LogprobMismatch:
-            host.journal.drop(step)
-            raise
-    learner.iteration = step + 1
-    metrics = rollout_metrics(groups) | advantage_metrics(rows, advantages) | stats | clock.metrics()
-    shared(learner.layout, lambda: host.record(step, metrics, groups, advantages))
-
-
-def _evaluate(learner: Learner, host: Host, stop: Stop) -> None:
-    if shared(learner.layout, lambda: host.evaluated(learner.iteration)):
-        return
-    _push(learner, host)
-    shared(learner.layout, lambda: stop.run(lambda: host.evaluate(learner.iteration)))
-
-
-def _push(learner: Learner, host: Host) -> None:
-    """Give the engine the learner's weights unless it has them; all ranks gather, the leader sends."""
-    if shared(learner.layout, lambda: host.pushed == learner.iteration):
-        return
-    named = weights.export(learner.policy, learner.shape, learner.layout)
-    if learner.layout.leader:
-        host.push(named, learner.iteration)
-    else:
-        for _ in named:
-            pass
-
-
-def _build_learner(cfg: Config, layout: Layout, shape: ModelShape, model: Path) -> Learner:
-    learner = Learner(cfg, shape, layout)
-    weights.load(learner.policy, shape, layout, model)
-    learner.refresh()
-    if cfg.objective.kl_coef:
-        learner.keep_reference()
-    return learner
-
-
-def _model_path(cfg: Config) -> Path:
-    if cfg.model.path is None:
-        raise UserError(
-            "model.path is not set; give a Hugging Face directory, e.g. one made by gigpo_mega.coldstart"
-        )
-    return cfg.model.path
-
-
-def _open_output(cfg: Config, checkpoints: Checkpoints) -> int:
-    """The iteration to start from; raises UserError where `output` holds a run that was not to be resumed."""
-    started = (cfg.output / "config.yaml").exists()
-    if started and not cfg.resume:
-        raise UserError(f"output: {cfg.output} holds a run already; choose another output or --resume")
-    cfg.output.mkdir(parents=True, exist_ok=True)
-    options.save(cfg, cfg.output / "config.yaml")
-    return checkpoints.resumable() if cfg.resume else 0
-
-
-class _Clock:
-    """Seconds of each stage of an iteration."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[name] = time.perf_counter() - start
-
-    def metrics(self) -> dict[str, float]:
-        """`time/<stage>` of all, and their sum as `time/total`; in seconds."""
-        times = {f"time/{name}": seconds for name, seconds in self._seconds.items()}
-        return times | {"time/total": sum(self._seconds.values())}
+    with Run(cfg, stack, recorded) as run:
+        for iteration in run.iterations():
+            with run.stage("push"):
+                run.push_weights()
+            with run.stage("rollout"):
+                groups = run.collect(iteration)  # N episodes of each task; the leader alone has them
+            with run.stage("advantage"):
+                rows = RowTable.from_groups(groups)  # one row per model call
+                advantages = run.once(estimate, rows, cfg.advantage)  # Eq. 3-8
+            with run.stage("update"):
+                learned = update_policy(run.learner, rows, advantages, cfg, iteration)  # Eq. 9
+            run.record(iteration, groups, rows, advantages, learned)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the options and train."""
-    train(options.load(sys.argv[1:] if argv is None else argv, "gigpo_mega.train"))
+    """Read the options and train, or only say what would be done."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    dry_run = "--dry-run" in arguments
+    others = {"--dry-run": "check everything, print what would run, and start nothing"}
+    cfg = load_config([word for word in arguments if word != "--dry-run"], "gigpo-mega train", others)
+    if dry_run:
+        from gigpo_mega.dry_run import describe_run
+
+        print(describe_run(cfg))
+    else:
+        train(cfg)
 
 
 if __name__ == "__main__":

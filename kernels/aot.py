@@ -1,4 +1,4 @@
-"""What production launches, written down, so that it can be compiled and held to a record without a GPU."""
+"""Descriptions of the kernels that production launches: they are compiled and checked without a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 class Variant:
     """One Triton kernel specialised as production launches it.
 
-    `kernels/<op>/triton.py` lists every kernel and set of meta-parameters it may launch as `VARIANTS`;
+    `kernels/<op>/triton.py` lists every kernel and set of meta-parameters it may launch in `variants()`;
     `tools/aot_kernels.py` compiles them. Pointers are taken to be aligned to 16 bytes.
     """
 
@@ -20,7 +20,7 @@ class Variant:
     constants: dict[str, Any]  # tl.constexpr arguments
     warps: int
     stages: int
-    product: bool = False  # a matrix product is meant: tensor-core instructions must be there
+    product: bool = False  # has a matrix product, which must compile to tensor-core instructions
     divisible: tuple[str, ...] = ()  # integer arguments that are multiples of 16
     targets: tuple[int, ...] = (80, 90, 100)  # compute capabilities that launch it, times ten
     fusion: bool = True  # of a product with the sum it goes into: they round once, not twice

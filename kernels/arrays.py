@@ -1,8 +1,9 @@
-"""Operations on columns take numpy arrays or torch tensors, and return what they were given."""
+"""Columns are numpy arrays, which are computed on the host, or CUDA tensors, which are computed in Triton."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,32 +12,45 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Array = TypeVar("Array", NDArray[Any], "Tensor")
-Backend = Literal["auto", "triton", "reference"]
 
 
-def uses_triton(like: NDArray[Any] | Tensor, backend: Backend) -> bool:
-    """Whether Triton computes on arrays such as `like`: `auto` takes it for CUDA tensors only."""
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
-    if isinstance(like, np.ndarray):
-        if backend == "triton":
-            raise ValueError("backend 'triton' needs torch tensors, got numpy arrays: take auto or reference")
+def uses_triton(array: NDArray[Any] | Tensor) -> bool:
+    """Whether Triton computes on `array`: numpy arrays are computed on the host, CUDA tensors in Triton.
+
+    Raises ValueError for a tensor that is not on a GPU, which only Triton's interpreter takes.
+    """
+    if isinstance(array, np.ndarray):
         return False
-    return like.is_cuda if backend == "auto" else backend == "triton"
+    if not array.is_cuda:
+        from triton import knobs  # numpy callers do not load it
+
+        if not knobs.runtime.interpret:
+            raise ValueError(f"Triton needs CUDA tensors, got one on {array.device}: pass numpy arrays")
+    return True
 
 
-def to_numpy(array: NDArray[Any] | Tensor) -> NDArray[Any]:
-    """The values on the host; shares the memory of an array that is there already."""
-    return array if isinstance(array, np.ndarray) else array.detach().cpu().numpy()
+def triton_device() -> str | None:
+    """The torch device on which Triton runs here: "cuda", "cpu" in its interpreter, or None."""
+    if find_spec("triton") is None:
+        return None
+    import torch
+    from triton import knobs
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "cpu" if knobs.runtime.interpret else None
 
 
-def from_numpy(values: NDArray[Any], like: Array) -> Array:
-    """`values` as the kind of array, and on the device, that `like` is."""
-    if isinstance(like, np.ndarray):
-        return values
-    import torch  # numpy callers need not have loaded it
+def to_device(column: NDArray[Any], device: Any) -> Tensor:
+    """A tensor of `column` on `device`; on the CPU it shares the memory."""
+    import torch
 
-    return torch.from_numpy(values).to(like.device)
+    return torch.from_numpy(column).to(device)
+
+
+def to_host(column: NDArray[Any] | Tensor) -> NDArray[Any]:
+    """The values as a numpy array; shares the memory of one that is on the host already."""
+    return column if isinstance(column, np.ndarray) else column.cpu().numpy()
 
 
 def check_column(name: str, array: NDArray[Any] | Tensor, dtype: str, shape: tuple[int, ...]) -> None:

@@ -1,7 +1,9 @@
 """gigpo_mega.train with a fault: `python tests/faulty_train.py FAULT ITERATION ARGS...`.
 
-FAULT is a point to be killed at (see POINTS), "stop" (SIGTERM while sampling), "skipped push",
-"corrupted weights" or "never". The journal forgets nothing here: a test can feed one run's groups to another.
+FAULT is a point to be killed at (see POINTS), "stop" (SIGTERM while sampling), "stop in update",
+"kill engine" (the first, while sampling), "kill engine in push", "skipped push", "corrupted weights",
+"driver" (from the start there seem to be one of NVIDIA and torch's CUDA build) or "never". The journal
+forgets nothing here: a test can feed one run's groups to another.
 """
 
 from __future__ import annotations
@@ -9,23 +11,35 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import psutil
 import torch
 
-from gigpo_mega import host, journal, train
-from gigpo_mega.errors import run_main
-from gigpo_mega.learner import checkpoint, update
+from gigpo_mega import train
+from gigpo_mega.learner import checkpoint, learner
+from gigpo_mega.program import run_main
 from gigpo_mega.rollout import session
-from gigpo_mega.weights import push
+from gigpo_mega.run.engines import NodeEngines
+from gigpo_mega.run.run import Run
+from gigpo_mega.stack import Machine
+from gigpo_mega.storage import files
+from gigpo_mega.storage.journal import Journal
+from gigpo_mega.types import Group
+from gigpo_mega.weights.push import Pushed, WeightPush
+from gigpo_mega.weights.transport.checksums import Checksums
+
+UpdateStats = learner.UpdateStats
+ADVANCE = session._Advance.__call__
+KEEP = Journal.keep
+PASSING = Checksums.passing
 
 POINTS: dict[str, tuple[Any, str]] = {
-    "rollout": (session._Advance, "__call__"),  # an episode has finished, others are in flight
-    "journal": (journal.os, "replace"),  # groups written, not yet published
-    "update": (update.OptimizerParamScheduler, "step"),  # the first of two optimizer updates is done
+    "journal": (files.os, "replace"),  # a group is written, not yet published
+    "update": (learner, "UpdateStats"),  # the first of two optimizer updates is done
     "checkpoint": (checkpoint.Checkpoints, "_publish"),  # written, not yet renamed
-    "push": (push.WeightPusher, "verify"),  # the engine has the weights, nobody has checked
+    "push": (WeightPush, "verify"),  # the engine has the weights, unverified
 }
 
 
@@ -39,40 +53,77 @@ def stop(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def claim(self: host.Host, weights: Iterable[Any], version: int) -> None:
+def kill_engine(*_: Any, **__: Any) -> None:
+    """What the kernel does when memory runs out: the first server's processes are gone, once."""
+    session._Advance.__call__ = ADVANCE
+    servers = [p for p in psutil.Process().children(recursive=True) if "--served-model-name" in p.cmdline()]
+    (first, *_rest) = sorted(servers, key=lambda process: process.pid)
+    for process in [*first.children(recursive=True), first]:
+        process.kill()
+
+
+def kill_engine_in_push(self: Checksums, weights: Iterable[Any]) -> Iterator[Any]:
+    """The first server is gone, once, when half of the tensors are on their way."""
+    Checksums.passing = PASSING
+    for number, named in enumerate(PASSING(self, weights)):
+        if number == 12:
+            kill_engine()
+        yield named
+
+
+def die_after_a_group(self: Journal, iteration: int, number: int, group: Group) -> None:
+    """A power cut as soon as one group is kept."""
+    KEEP(self, iteration, number, group)
+    die()
+
+
+def stop_in_update(*columns: Any) -> learner.UpdateStats:
+    """SIGTERM once, after the first of an iteration's optimizer updates."""
+    learner.UpdateStats = UpdateStats  # type: ignore[misc]
+    stop()
+    return UpdateStats(*columns)
+
+
+def lose(self: NodeEngines, weights: Iterable[Any], version: int) -> Pushed:
     """A push that never reaches the engine."""
-    self._pushed = version
+    return Pushed(0, 1.0, 1.0)
 
 
-def corrupt(self: host.Host, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> None:
-    """A push that damages one tensor on the way."""
+def corrupt(self: NodeEngines, weights: Iterable[tuple[str, torch.Tensor]], version: int) -> Pushed:
+    """A push of a policy of which one tensor is damaged: the engine holds what it was sent."""
     damaged = ((n, t * 3 if n.endswith("layers.0.mlp.down_proj.weight") else t) for n, t in weights)
-    self._pusher.push(damaged, version)
-    self._pushed = version
+    return self._pushing().push(damaged, version)
 
 
 FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     **{point: (owner, name, die) for point, (owner, name) in POINTS.items()},
+    "group": (Journal, "keep", die_after_a_group),
     "stop": (session._Advance, "__call__", stop),
-    "skipped push": (host.Host, "push", claim),
-    "corrupted weights": (host.Host, "push", corrupt),
+    "kill engine": (session._Advance, "__call__", kill_engine),
+    "kill engine in push": (Checksums, "passing", kill_engine_in_push),
+    "stop in update": (learner, "UpdateStats", stop_in_update),
+    "skipped push": (NodeEngines, "push", lose),
+    "corrupted weights": (NodeEngines, "push", corrupt),
 }
 
 
 def arm(fault: str, iteration: int) -> None:
     """Inject `fault` once iteration `iteration` has begun."""
-    original: Callable[..., Any] = train.iterate
+    original = Run.iterations
 
-    def iterate(cfg: Any, learner: Any, *rest: Any) -> None:
-        if learner.iteration == iteration:
-            setattr(*FAULTS[fault])
-        original(cfg, learner, *rest)
+    def iterations(self: Run) -> Iterator[int]:
+        for now in original(self):
+            if now == iteration:
+                setattr(*FAULTS[fault])
+            yield now
 
-    train.iterate = iterate
+    Run.iterations = iterations
 
 
 if __name__ == "__main__":
-    host.Journal.forget = lambda *_, **__: None  # type: ignore[method-assign]
-    if sys.argv[1] != "never":
+    Journal.forget = lambda *_, **__: None  # type: ignore[method-assign]
+    if sys.argv[1] == "driver":
+        Machine.has_driver, Machine.torch_cuda = lambda self: True, lambda self: "13.0"
+    elif sys.argv[1] != "never":
         arm(sys.argv[1], int(sys.argv[2]))
     run_main(lambda: train.main(sys.argv[3:]))

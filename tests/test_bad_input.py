@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
+import signal
 import subprocess
-import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from envs.base import EnvironmentError
+from envs.base import EnvError
 from gigpo_mega import train
 from gigpo_mega.errors import UserError
+from tests import preloaded
+from tests.programs import COLD_ENGINES, run_python, variables
 from tests.tiny import write_agent
 
 ROOT = Path(__file__).parents[1]
@@ -37,17 +39,14 @@ def games(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refusal(*arguments: str) -> str:
     """What a training says that is refused before it starts any process."""
-    with pytest.raises((UserError, EnvironmentError)) as caught:
+    with pytest.raises((UserError, EnvError)) as caught:
         train.main([str(CONFIG), *arguments])
     return str(caught.value)
 
 
 def complaint(*arguments: str) -> str:
     """The one error line of a training that fails after it has started processes."""
-    command = [sys.executable, "-W", "ignore", "-m", "gigpo_mega.train", str(CONFIG), *arguments]
-    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300,
-                          check=False)
+    done = run_python("-m", "gigpo_mega.train", str(CONFIG), *arguments, more=COLD_ENGINES)
     assert "Traceback" not in done.stderr + done.stdout
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -71,9 +70,9 @@ def test_unknown_environment_and_its_options(agent: Path):
         "environment.name: unknown environment 'alfwrld'; known: alfworld, gymnasium, openenv, scienceworld, "
         "search, skyrl_gym, sokoban, textworld, verl_agent, webshop")
     assert refusal(*model, "--environment.options.limit", "3").startswith(
-        "unknown key environment.options.limit; known: max_steps, anchor")
+        "environment alfworld: unknown key environment.options.limit; known: max_steps, anchor")
     assert refusal(*model, "--environment.tasks.folder", "x").startswith(
-        "unknown key environment.tasks.folder; known: data")
+        "environment alfworld: unknown key environment.tasks.folder; known: data")
 
 
 def test_missing_model():
@@ -96,7 +95,7 @@ def test_truncated_game_file(agent: Path, games: Path):
     finally:
         game.write_bytes(whole)
     assert line.startswith(f"{game}: not a complete JSON file")
-    assert line.endswith("it is cut or damaged: generate or download it again")
+    assert line.endswith("it is truncated or damaged: generate or download it again")
 
 
 def test_tensor_size_that_does_not_divide_the_heads(agent: Path):
@@ -106,7 +105,7 @@ def test_tensor_size_that_does_not_divide_the_heads(agent: Path):
 
 @pytest.mark.distributed
 def test_output_of_another_run(agent: Path, games: Path, tmp_path: Path):
-    (tmp_path / "config.yaml").write_text("steps: 1\n")
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 0}\n')
     line = complaint("--model.path", str(agent), "--environment.tasks.data", str(games),
                      "--output", str(tmp_path))
     assert line == f"output: {tmp_path} holds a run already; choose another output or --resume"
@@ -122,6 +121,48 @@ def test_checkpoint_of_another_model(agent: Path, games: Path, tmp_path: Path):
     assert f"{state.parent} is a checkpoint of another model: " in line
     assert "hidden 4096 (here 32)" in line
     assert json.loads(state.read_text()) == {"shape": {"hidden": 4096}, "files": {}}
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("number", "status", "last"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 0, "stopped by SIGTERM; the same command with --resume continues"),
+    ],
+)
+def test_a_signal_while_the_engine_starts_ends_the_run_in_seconds(
+    number: signal.Signals, status: int, last: str, agent: Path, games: Path, tmp_path: Path
+):
+    command = [preloaded.python(), "-m", "gigpo_mega.train", str(CONFIG), "--model.path", str(agent),
+               "--environment.tasks.data", str(games), "--output", str(tmp_path)]  # fmt: skip
+    with subprocess.Popen(command, cwd=ROOT, env=variables(**COLD_ENGINES), text=True,
+                          stderr=subprocess.PIPE) as run:  # fmt: skip
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "sglang.log").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        time.sleep(1)
+        run.send_signal(number)
+        start = time.monotonic()
+        _, said = run.communicate(timeout=60)
+    assert time.monotonic() - start < 10
+    assert (run.returncode, said.splitlines()[-1]) == (status, last)
+    assert alive(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate", "coldstart"])
+def test_an_output_that_cannot_be_made_is_refused_at_once(
+    program: str, agent: Path, games: Path, tmp_path: Path
+):
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/nowhere/run")):
+        done = run_python(
+            "-m", f"gigpo_mega.{program}", str(CONFIG), "--model.path", str(agent), "--coldstart.games", "2",
+            "--environment.tasks.data", str(games), "--output", str(output),
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.splitlines()[-1].startswith(f"error: output: {output} cannot be made, ")
 
 
 @pytest.mark.engine

@@ -95,7 +95,7 @@ def agent_steps(count: int, seed: int = 0) -> list[Step]:
     answers = rng.integers(20, 200, count)
     ids, zeros = np.zeros(4200, dtype=np.int32), np.zeros(4200, dtype=np.float32)
     return [
-        Step(ids[:p], ids[:r], zeros[:r], 0.0, True, bytes(16), 0)
+        Step(ids[:p], ids[:r], zeros[:r], 0.0, True, bytes(16), ids[:r])
         for p, r in zip(prompts, answers, strict=True)
     ]
 
@@ -120,7 +120,7 @@ def test_ranks_and_micro_batches_cost_alike() -> None:
 def test_attention_counts_quadratically() -> None:
     """One long sequence weighs as much as many short ones of the same number of tokens and more."""
     ids, zeros = np.zeros(1001, dtype=np.int32), np.zeros(1, dtype=np.float32)
-    steps = [Step(ids[:n], ids[:1], zeros, 0.0, True, bytes(16), 0) for n in (800, *[100] * 16)]
+    steps = [Step(ids[:n], ids[:1], zeros, 0.0, True, bytes(16), ids[:1]) for n in (800, *[100] * 16)]
     cost = Cost(token=1.0, pair=0.01)  # 800 tokens: 7,200; 100 tokens: 200
     cfg = BatchConfig(microbatch_tokens=10_000)
     long, rest = (pack(steps, np.arange(17), cfg, Split(2, rank), cost)[0] for rank in (0, 1))
@@ -147,9 +147,11 @@ def test_a_lone_row_may_exceed_the_budget(packed: bool) -> None:
     assert all(batch.tokens.size <= longest // 2 or len(batch.rows) == 1 for batch in batches)
 
 
-@pytest.mark.parametrize(("rows", "pieces"), [(None, [10]), (4, [5, 5]), (3, [4, 3, 3]), (100, [10])])
+@pytest.mark.parametrize(
+    ("rows", "pieces"), [(None, [10]), (6, [5, 5]), (4, [5, 5]), (3, [4, 3, 3]), (100, [10])]
+)
 def test_updates_are_even(rows: int | None, pieces: list[int]) -> None:
-    cfg = BatchConfig(rows=rows, epochs=2, shuffle=True)
+    cfg = BatchConfig(rows_per_update=rows, epochs=2, shuffle=True)
     found = list(updates(np.arange(10), cfg, np.random.default_rng(0)))
     assert [len(piece) for piece in found] == pieces * 2
     assert sorted(np.concatenate(found).tolist()) == sorted([*range(10), *range(10)])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from envs.base import EnvironmentError, lookup
+from envs.base import EnvError
+from envs.registry import lookup
+from tests.programs import run_python
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/environments/your_own.md"
@@ -27,19 +26,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *command], cwd=folder, env=environment,
-        capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-
-
 @pytest.mark.engine
 @pytest.mark.learn
 def test_the_pages_files_train(folder: Path) -> None:
     for command in re.findall(r"^python (-m .*)$", PAGE.read_text(), re.MULTILINE):
-        done = start(folder, *command.split())
+        done = run_python(*command.split(), cwd=folder)
         assert done.returncode == 0, done.stderr[-3000:]
     output = folder / "runs/corridor"
     before, after = (json.loads((output / f"evaluation_{i:06d}.json").read_text()) for i in (0, 10))
@@ -50,11 +41,11 @@ def test_the_pages_files_train(folder: Path) -> None:
 def test_an_environment_that_cannot_be_imported_is_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(EnvironmentError, match=r"environment.name corridor:KIND: .*set PYTHONPATH"):
+    with pytest.raises(EnvError, match=r"environment.name corridor:KIND: .*set PYTHONPATH"):
         lookup("corridor:KIND")
     monkeypatch.syspath_prepend(folder)
-    with pytest.raises(EnvironmentError, match=r"corridor:NONE: .*no attribute 'NONE'"):
+    with pytest.raises(EnvError, match=r"corridor:NONE: .*no attribute 'NONE'"):
         lookup("corridor:NONE")
-    with pytest.raises(EnvironmentError, match=r"corridor:LENGTH is int, not an envs.EnvironmentKind"):
+    with pytest.raises(EnvError, match=r"corridor:LENGTH is int, not an envs.EnvironmentKind"):
         lookup("corridor:LENGTH")
     assert lookup("corridor:KIND").demonstrate is not None

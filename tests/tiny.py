@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import numpy as np
@@ -44,7 +46,7 @@ def random_steps(count: int, vocab: int = 203, seed: int = 0) -> tuple[Step, ...
             reward=float(rng.integers(0, 2)),
             valid=bool(rng.integers(0, 2)),
             anchor=rng.bytes(16),
-            version=0,
+            versions=np.zeros(size, np.int32),
             observation=f"room {rng.integers(5)}",
             action="look",
         )
@@ -54,7 +56,7 @@ def random_steps(count: int, vocab: int = 203, seed: int = 0) -> tuple[Step, ...
 
 def write_agent(directory: Path, seed: int = 0) -> Path:
     """A random policy together with a tokenizer that knows a few ALFWorld words."""
-    from gigpo_mega.rollout.vocabulary import train_tokenizer
+    from gigpo_mega.coldstart.vocabulary import train_tokenizer
 
     words = ("go to desk 1, take mug 1 from desk 1, open drawer 1", "On the desk 1, you see a mug 1.")
     size = train_tokenizer(words * 4, 400, directory)
@@ -65,7 +67,9 @@ def write_agent(directory: Path, seed: int = 0) -> Path:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A free TCP port of this machine, below those that the system gives to programs that ask for any."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", SystemRandom().randrange(10_000, max(first, 30_000))))
+            return int(probe.getsockname()[1])

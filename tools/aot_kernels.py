@@ -1,219 +1,47 @@
-"""Compile every kernel as production launches it, without a GPU, and hold it to the record.
+"""Compile every kernel as production launches it, without a GPU, and compare it with the record.
 
 `python tools/aot_kernels.py` prints registers, spills, shared memory and instruction classes of each variant
-in `kernels/*/triton.py` for sm_80, sm_90 and sm_100, and exits with 1 where one spills on sm_90, has lost its
-tensor-core instructions, or has grown beyond docs/benchmarks/kernels_aot.csv; `--record` writes that file.
+in `kernels/*/triton.py` for sm_80, sm_90 and sm_100. The exit status is 1 if one spills on sm_90, has lost
+its tensor-core instructions, or has grown beyond docs/benchmarks/kernels_aot.csv; `--record` writes that
+file.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import csv
-import importlib
-import io
-import json
-import multiprocessing
 import os
-import pkgutil
-import re
-import struct
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import kernels
-from gigpo_mega.errors import UserError, run_main
-from kernels.aot import Variant
-
-RECORD = Path(__file__).parent.parent / "docs" / "benchmarks" / "kernels_aot.csv"
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may use
-GROWING = ("registers", "spills", "stack", "shared", "instructions")  # of which less is better
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What one variant takes on one architecture; memory in bytes."""
-
-    op: str
-    variant: str
-    sm: int
-    registers: int  # of a thread
-    spills: int  # stored and loaded by a thread
-    stack: int  # of a thread
-    shared: int  # of a block
-    instructions: int
-    products: int  # PTX instructions for the tensor cores
-    tma: int  # PTX instructions for bulk copies of tensors
-    float_atomics: int  # PTX instructions that sum floats in the order of arrival
-    triton: str
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        return self.op, self.variant, self.sm
-
-
-def operations() -> list[str]:
-    """The operations with Triton kernels."""
-    packages = [m.name for m in pkgutil.iter_modules(kernels.__path__) if m.ispkg]
-    return [name for name in packages if (Path(kernels.__path__[0]) / name / "triton.py").exists()]
-
-
-def variants(op: str) -> tuple[Variant, ...]:
-    return importlib.import_module(f"kernels.{op}.triton").VARIANTS
-
-
-def compile_variant(op: str, index: int, sm: int) -> Resources:
-    """Compile one variant for one architecture; nothing is taken from a cache."""
-    import triton
-    from triton import knobs
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    variant = variants(op)[index]
-    names = variant.kernel.arg_names
-    signature = {n: "constexpr" if n in variant.constants else variant.signature[n] for n in names}
-    aligned = [n for n in names if signature[n].startswith("*") or n in variant.divisible]
-    source = ASTSource(
-        fn=variant.kernel,
-        signature=signature,
-        constexprs={(names.index(n),): value for n, value in variant.constants.items()},
-        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
-    )
-    knobs.compilation.always_compile = True
-    knobs.nvidia.dump_ptxas_log = True  # Triton runs `ptxas -v`; this prints what it said
-    with contextlib.redirect_stdout(io.StringIO()) as log:
-        options = {"num_warps": variant.warps, "num_stages": variant.stages,
-                   "enable_fp_fusion": variant.fusion}  # fmt: skip
-        binary = triton.compile(source, GPUTarget("cuda", sm, 32), options)
-    if "serialized" in log.getvalue():  # products that wait for each other
-        raise RuntimeError(f"{op}/{variant.name} on sm_{sm}: {log.getvalue()}")
-    ptx = binary.asm["ptx"]
-    return Resources(
-        op, variant.name, sm,
-        registers=_number(r"Used (\d+) registers", log.getvalue()),
-        spills=sum(map(int, re.findall(r"(\d+) bytes spill", log.getvalue()))),
-        stack=_number(r"(\d+) bytes stack", log.getvalue()),
-        shared=int(binary.metadata.shared),
-        instructions=_code_size(binary.asm["cubin"]) // 16,
-        products=len(re.findall(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\b", ptx)),
-        tma=len(re.findall(r"\bcp\.async\.bulk\.tensor\b", ptx)),
-        float_atomics=len(re.findall(r"\b(?:atom|red)\.[\w.:]*\.(?:b?f(?:16|32|64)|cas)", ptx)),
-        triton=triton.__version__,
-    )  # fmt: skip
-
-
-def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    if found is None:
-        raise RuntimeError(f"ptxas did not say {pattern!r}: {text!r}")
-    return int(found.group(1))
-
-
-def _code_size(cubin: bytes) -> int:
-    """Bytes of the executable sections of a 64-bit ELF file; an instruction has 16."""
-    (table,), (size, count) = struct.unpack_from("<Q", cubin, 40), struct.unpack_from("<HH", cubin, 58)
-    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
-    return sum(length for _, _, flags, _, _, length in sections if flags & 4)
-
-
-def compile_all(ops: Sequence[str], processes: int) -> list[Resources]:
-    jobs = [(op, index, sm) for op in ops for index, v in enumerate(variants(op)) for sm in v.targets]
-    jobs.sort(key=lambda job: not variants(job[0])[job[1]].product)  # the slow ones first
-    with (
-        tempfile.TemporaryDirectory() as cache,
-        ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _use_cache, (cache,)) as pool,
-    ):
-        found = list(pool.map(compile_variant, *zip(*jobs, strict=True)))
-    return sorted(found, key=lambda r: r.key)
-
-
-def _use_cache(folder: str) -> None:
-    os.environ["TRITON_CACHE_DIR"] = folder
-
-
-def complaints(found: Sequence[Resources], record: Sequence[Resources]) -> list[str]:
-    """What is wrong with `found`, beside `record` where that was made by the same Triton."""
-    wrong: list[str] = []
-    known = {r.key: r for r in record}
-    products = {(op, v.name) for op in {r.op for r in found} for v in variants(op) if v.product}
-    for now in found:
-        name = f"{now.op}/{now.variant} on sm_{now.sm}"
-        if now.sm == 90 and now.spills:
-            wrong.append(f"{name} spills {now.spills} bytes of registers")
-        if now.shared > SHARED_LIMIT[now.sm]:
-            wrong.append(f"{name}: {now.shared} bytes of shared memory exceed {SHARED_LIMIT[now.sm]}")
-        if now.float_atomics:
-            wrong.append(f"{name} adds floats atomically: its sums differ from run to run")
-        if (now.op, now.variant) in products and not now.products:
-            wrong.append(f"{name} is a matrix product without tensor-core instructions")
-        before = known.pop(now.key, None)
-        if before is None:
-            wrong.append(f"{name} is not in the record")
-        elif before.triton == now.triton:
-            grown = [(f, getattr(before, f), getattr(now, f)) for f in GROWING]
-            wrong += [f"{name}: {f} grew from {old} to {new}" for f, old, new in grown if new > old]
-    return wrong + [f"{op}/{variant} on sm_{sm} is recorded but does not exist" for op, variant, sm in known]
-
-
-def read_record(path: Path) -> list[Resources]:
-    if not path.exists():
-        return []
-    counts = {f.name for f in fields(Resources) if f.type == "int"}
-    with path.open(newline="") as file:
-        table = list(csv.DictReader(file))
-    rows: list[dict[str, Any]] = [{k: int(v) if k in counts else v for k, v in r.items()} for r in table]
-    return [Resources(**row) for row in rows]
-
-
-def write_record(path: Path, rows: Sequence[Resources]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Resources)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in sorted(rows, key=lambda r: r.key))
-
-
-def show(rows: Sequence[Resources]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    names = [f.name for f in fields(Resources) if f.name != "triton"]
-    table = Table(title=f"Triton {rows[0].triton}" if rows else None)
-    for name in names:
-        table.add_column(name, justify="left" if name in ("op", "variant") else "right")
-    for row in rows:
-        table.add_row(*(str(getattr(row, name)) for name in names), style="red" if row.spills else None)
-    Console(width=150).print(table)
+from gigpo_mega.arguments import COUNT
+from gigpo_mega.errors import UserError
+from gigpo_mega.program import run_main
+from gigpo_mega.telemetry.provenance import provenance
+from tools.bench.aot import RECORD, compile_all, complaints, operations, read_record, show, write_record
+from tools.records import parser, publish
 
 
 def main() -> int:
-    """Print the table; with --json one object as the last line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--op", choices=operations(), help="only this operation")
-    parser.add_argument("--record", action="store_true", help="write the record, do not compare")
-    parser.add_argument("--baseline", type=Path, default=RECORD, help="another record")
-    parser.add_argument("--processes", type=int, default=2, help="compilations at a time")
-    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
-    options = parser.parse_args()
+    """Print the table and what is wrong, and publish both."""
+    options = parser(__doc__)
+    options.add_argument("--op", choices=operations(), help="only this operation")
+    options.add_argument("--record", action="store_true", help="write the record, do not compare")
+    options.add_argument("--baseline", type=Path, default=RECORD, help="compare with another record")
+    options.add_argument("--processes", type=COUNT, default=2, help="concurrent compilations")
+    given = options.parse_args()
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
-        raise UserError("TRITON_INTERPRET is set, under which nothing can be compiled: unset it")
-    ops = [options.op] if options.op else operations()
-    found = compile_all(ops, options.processes)
+        raise UserError("TRITON_INTERPRET is set, so nothing can be compiled: unset it")
+    ops = [given.op] if given.op else operations()
+    found = compile_all(ops, given.processes)
     show(found)
-    record = read_record(options.baseline)
-    if options.record:
-        write_record(options.baseline, [*(r for r in record if r.op not in ops), *found])
-    wrong = complaints(found, found if options.record else [r for r in record if r.op in ops])
+    record = read_record(given.baseline)
+    if given.record:
+        write_record(given.baseline, [*(r for r in record if r.op not in ops), *found])
+    wrong = complaints(found, found if given.record else [r for r in record if r.op in ops])
     for line in wrong:
         print(line)
-    if wrong and not options.record:
-        print("if that is meant: python tools/aot_kernels.py --record, and commit the record")
-    if options.json:
-        result: dict[str, Any] = {"kernels": [asdict(row) for row in found], "complaints": wrong}
-        print(json.dumps(result))
+    if wrong and not given.record:
+        print("if this is intended: python tools/aot_kernels.py --record, and commit the record")
+    publish({**provenance("triton"), "kernels": [asdict(row) for row in found], "complaints": wrong}, given)
     return int(bool(wrong))
 
 

@@ -1,12 +1,12 @@
-"""Prove that the requirement files resolve, to an importable CUDA torch, where no local CPU wheel is at hand.
+"""Check a set-up before anything is installed.
 
-    python tools/check_setup.py                     # what `make setup` installs
-    python3.12 tools/check_setup.py --gpu           # requirements/gpu.txt, for the Python that runs this
+    python tools/check_setup.py               # that what `make setup` installs is an importable CUDA torch
+    python3.12 -m tools.check_setup --gpu     # that this machine can have requirements/gpu.lock
 
-A dry run of pip, blind to every configured wheel folder, installs nothing. It takes minutes, and downloads
-whole wheels where an index does not serve their metadata apart. torch must be the index's own build with all
-it requires, its nvidia packages and triton among them. On a GPU machine it must be what SGLang asks for,
-and Transformer Engine's core must be for the same CUDA, with all that its torch half asks for.
+The first is a dry run of pip that ignores every configured wheel folder. It takes minutes, and downloads
+whole wheels if an index does not serve their metadata separately. torch must be the build of the index with
+all its requirements, including its nvidia packages and triton. The second takes a moment, and needs nothing
+but the Python that runs it.
 """
 
 from __future__ import annotations
@@ -14,59 +14,60 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from gigpo_mega.errors import UserError
+from gigpo_mega.stack import Machine
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("torch", "cpu", "dev")
 TRITON = "3.7.1"
-SHOWN = ("torch", "triton", "nvidia-", "cuda-", "sglang", "transformer", "megatron", "ray")
-# Of transformer-engine-torch 2.20.2, which only pip on a machine with CUDA can build and ask (its PKG-INFO).
-ENGINE_NEEDS = ("torch>=2.1", "einops", "onnxscript", "onnx", "packaging", "pydantic", "nvdlfw-inspect",
-                "nvidia-cudnn-frontend>=1.29.0")  # fmt: skip
+SHOWN = ("torch", "triton", "nvidia-", "cuda-")
+PYTHON, GLIBC, CUDA, GIB = (3, 12), (2, 34), (13, 0), 30  # of gpu.lock; GIB are free for packages and pip
 
 Packages = Mapping[str, Mapping[str, Any]]  # metadata by canonical name
 
 
-def _packages(report: Mapping[str, Any]) -> Packages:
-    return {canonicalize_name(item["metadata"]["name"]): item["metadata"] for item in report["install"]}
+def machine_problems(
+    python: tuple[int, int],
+    architecture: str,
+    glibc: tuple[int, int],
+    free: float,
+    cuda: tuple[int, int] | None,
+) -> Iterator[str]:
+    """Why a machine cannot have gpu.lock; `free` are GiB, `cuda` is what its driver runs, if it has one."""
+    if python != PYTHON:
+        yield f"Python is {_dotted(python)}, gpu.lock is for {_dotted(PYTHON)} (GPU_PYTHON=...)"
+    if architecture != "x86_64":
+        yield f"the processor is {architecture}, gpu.lock is for x86_64"
+    if glibc < GLIBC:
+        yield (
+            f"glibc is {_dotted(glibc)}, SGLang's kernels need {_dotted(GLIBC)} (Ubuntu 22.04, Debian 12, "
+            "RHEL 9); use a newer system or the Dockerfile"
+        )
+    if free < GIB:
+        yield f"{free:.0f} GiB are free here, the packages and their download take up to {GIB}"
+    if cuda is not None and cuda < CUDA:
+        yield (
+            f"the NVIDIA driver runs CUDA {_dotted(cuda)} at most, the packages are built for "
+            f"{_dotted(CUDA)}; update the driver (580 or newer)"
+        )
 
 
 def problems(report: Mapping[str, Any]) -> list[str]:
-    """What is wrong with pip's report of the CPU set; empty where the set-up is sound."""
-    found = _packages(report)
-    wrong = _torch_problems(found)
-    if "torch" in found and _version(found, "triton") != TRITON:
-        wrong.append(f"triton is {_version(found, 'triton') or 'absent'}, not {TRITON}")
-    return wrong
+    """What is wrong with pip's report of the CPU set; empty if nothing is."""
+    from packaging.utils import canonicalize_name
 
-
-def gpu_problems(report: Mapping[str, Any]) -> list[str]:
-    """What is wrong with pip's report of the GPU set; empty where the set-up is sound."""
-    found = _packages(report)
-    wrong = _torch_problems(found)
-    if "torch" not in found:
-        return wrong
-    for package in ("sglang", "megatron-core", "ray"):
-        wrong += _unmet(found, package, found.get(package, {}).get("requires_dist", []))
-        if package not in found:
-            wrong.append(f"{package} is absent")
-    wrong += _unmet(found, "transformer-engine-torch", ENGINE_NEEDS)
-    cuda = {name.rpartition("-cu")[2] for name in found if name.startswith("nvidia-nccl-cu")}
-    core = {name.rpartition("-cu")[2] for name in found if name.startswith("transformer-engine-cu")}
-    if core != cuda:
-        wrong.append(f"transformer-engine is for CUDA {sorted(core)}, torch for {sorted(cuda)}")
-    return wrong
-
-
-def _torch_problems(found: Packages) -> list[str]:
+    found: Packages = {
+        str(canonicalize_name(item["metadata"]["name"])): item["metadata"] for item in report["install"]
+    }
     if "torch" not in found:
         return ["torch is not installed at all"]
     torch = found["torch"]
@@ -75,25 +76,27 @@ def _torch_problems(found: Packages) -> list[str]:
         wrong.append(f"torch {torch['version']} is a local build, so this proves nothing")
     if not any(name.startswith("nvidia-") for name in found):
         wrong.append("no nvidia package came with torch")
+    if (triton := found.get("triton", {}).get("version", "absent")) != TRITON:
+        wrong.append(f"triton is {triton}, not {TRITON}")
     return wrong
 
 
 def _unmet(found: Packages, package: str, needs: Iterable[str]) -> list[str]:
-    return [f"{package} requires {need}, which the set-up does not bring" for need in map(Requirement, needs)
-            if _applies(need) and not _fits(need, _version(found, need.name))]  # fmt: skip
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    unmet: list[str] = []
+    for need in map(Requirement, needs):
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        metadata = found.get(canonicalize_name(need.name))
+        if metadata is None or not need.specifier.contains(metadata["version"], prereleases=True):
+            unmet.append(f"{package} requires {need}, which the set-up does not bring")
+    return unmet
 
 
-def _applies(need: Requirement) -> bool:
-    return need.marker is None or need.marker.evaluate({"extra": ""})
-
-
-def _fits(need: Requirement, version: str | None) -> bool:
-    return version is not None and need.specifier.contains(version, prereleases=True)
-
-
-def _version(found: Packages, name: str) -> str | None:
-    metadata = found.get(canonicalize_name(name))
-    return metadata["version"] if metadata else None
+def _dotted(version: tuple[int, int]) -> str:
+    return "{}.{}".format(*version)
 
 
 def dry_run(files: Sequence[str]) -> dict[str, Any]:
@@ -110,13 +113,28 @@ def dry_run(files: Sequence[str]) -> dict[str, Any]:
         return json.loads(target.read_text())
 
 
+def check_machine() -> int:
+    """Print what keeps this machine from gpu.lock, or that it has no GPU yet; returns 1 if anything does."""
+    try:
+        cuda, note = Machine().ask_driver()[0], ""
+    except UserError as error:
+        cuda, note = None, f"note: {error}; without one, runs take the CPU stack"
+    glibc = platform.libc_ver()[1].split(".") if platform.libc_ver()[0] == "glibc" else ("0", "0")
+    free = shutil.disk_usage(ROOT).free / 2**30
+    found = (int(glibc[0]), int(glibc[1]))
+    wrong = list(machine_problems(sys.version_info[:2], platform.machine(), found, free, cuda))
+    print("\n".join(wrong or ["this machine can have requirements/gpu.lock", *filter(None, [note])]))
+    return bool(wrong)
+
+
 def main() -> int:
-    """Run the check, print the verdict; status 1 where the set-up is broken."""
+    """Run the check and print what is wrong; returns 1 if anything is."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--gpu", action="store_true", help="the set of a machine with CUDA")
-    gpu = parser.parse_args().gpu
-    report = dry_run(["gpu"] if gpu else FILES)
-    wrong = gpu_problems(report) if gpu else problems(report)
+    parser.add_argument("--gpu", action="store_true", help="check this machine for the CUDA packages")
+    if parser.parse_args().gpu:
+        return check_machine()
+    report = dry_run(FILES)
+    wrong = problems(report)
     for item in report["install"]:
         name, version = item["metadata"]["name"], item["metadata"]["version"]
         if name.startswith(SHOWN):

@@ -1,9 +1,20 @@
-"""Everything that only a GPU can show, in one command of less than ten minutes: `python tools/gpu_check.py`.
+"""What a first run on a GPU depends on, in less than ten minutes: `python tools/gpu_check.py`.
 
-Runs the tests that mean a GPU, the kernel benchmarks beside the installed peers, and the learner's
-throughput, each within its own time and whatever becomes of the others; writes
-docs/benchmarks/gpu_check_<device>.json and ends with one line for each part, which says what is missing where
-something is. Status 0 if all was done.
+| part | what must hold, what is measured |
+|---|---|
+| engine | a server starts and takes the learner's weights twice; the log-prob gap of 64 rows after each |
+| iteration | two iterations of a run on random weights of Qwen2.5-0.5B's shape; seconds by stage |
+| layers | Transformer Engine's bfloat16 is at most twice as far from float32 as ours: log-probs, gradients |
+| checkpoint | an update after saving and loading has the same bits; seconds and bytes |
+| repeat | two runs of scoring and an update have the same bits |
+| kernels | every kernel and its installed peers (`--full` takes all shapes) |
+| learner | tokens per second and MFU at the shapes of Qwen2.5-1.5B, and of six layers of 7B |
+| tests | the tests that need a GPU |
+
+Each part is a process of its own that ends at its own limit, whatever became of the others. After each one
+the record OUTPUT/gpu_check_<device>.json is written. It ends with one line a part, which names a missing
+package if there is one. The exit status is 0 if every part succeeded on a GPU. `--small` takes a narrow
+policy, and leaves out the tests: without a GPU that takes a minute or two.
 """
 
 from __future__ import annotations
@@ -15,30 +26,34 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gigpo_mega.telemetry.provenance import provenance
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "benchmarks"
 Status = Literal["ok", "failed", "timeout", "missing"]
-_ABSENT = re.compile(r"No module named '?([\w.]+)|needs ([\w.]+), which is not installed")
+_ABSENT = re.compile(r"No module named '?([\w.]+)")
+_OWN = {"engine": 140, "iteration": 90, "layers": 40, "checkpoint": 40, "repeat": 30}  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A command, and the seconds it may take."""
+    """A command and its time limit."""
 
     name: str
     command: tuple[str, ...]
-    budget: float
+    budget: float  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a part; `result` is the JSON object of its last line, if it ended in one."""
+    """The outcome of a part; `result` is the JSON object in its last line, if there is one."""
 
     name: str
     status: Status
@@ -46,52 +61,71 @@ class Outcome:
     message: str
     result: dict[str, Any] | None = None
 
+    def __str__(self) -> str:
+        return f"{self.status:8s} {self.name:12s} {self.seconds:5.0f} s  {self.message}"
 
-def parts(output: Path, quick: bool) -> list[Part]:
-    """All together stay below ten minutes."""
+
+def parts(output: Path, small: bool = False, full: bool = False) -> list[Part]:
+    """The parts, what is most likely to fail first; together they take less than ten minutes."""
     python = sys.executable
-    tests = [str(path) for path in sorted((ROOT / "tests").rglob("test_*.py")) if _means_a_gpu(path)]
-    pytest = (python, "-m", "pytest", "-m", "gpu or interpret", "--tb=short",
-              "--continue-on-collection-errors")  # fmt: skip
-    kernels = (python, "tools/bench_kernels.py", "--output", str(output), *("--quick",) * quick)
+    shapes = {"learner-1.5b": ("--model", "qwen2.5-1.5b"),
+              "learner-7b": ("--model", "qwen2.5-7b", "--layers", "6")}  # fmt: skip
+    learner = (python, "tools/bench_learner.py", "--json", "--updates", "3")
+    kernels = (python, "tools/bench_kernels.py", "--output", str(output), *("--quick",) * (not full))
+    own = [
+        Part(name, (python, "-m", "tools.gpu", name, *("--small",) * small), budget)
+        for name, budget in _OWN.items()
+    ]
+    if small:
+        return [*own, Part("kernels", kernels, 100), Part("learner", learner, 35)]
     return [
-        Part("tests", (*pytest, *tests), 180),
-        Part("kernels", kernels, 270),
-        Part("learner", (python, "tools/bench_learner.py", "--json"), 120),
+        *own,
+        Part("kernels", kernels, 100),
+        *(Part(name, (*learner, *shape), 35) for name, shape in shapes.items()),
+        Part("tests", _tests(python), 60),
     ]
 
 
-def _means_a_gpu(path: Path) -> bool:
-    """Kernel tests run in Triton's interpreter only where there is no GPU."""
-    return bool(re.search(r"mark\.(gpu|interpret)\b", path.read_text()))
+def _tests(python: str) -> tuple[str, ...]:
+    """pytest on the files that have tests for a GPU; kernel tests run in Triton's interpreter without one."""
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
+    chosen = [str(path) for path in files if re.search(r"mark\.(gpu|interpret)\b", path.read_text())]
+    options = ("-m", "gpu or interpret", "--tb=short", "--continue-on-collection-errors")
+    return python, "-m", "pytest", *options, *chosen
 
 
 def run(part: Part) -> Outcome:
-    """Run `part`, showing its output as it comes; kills it with all it started when its time is over."""
-    print(f"== {part.name}, at most {part.budget:.0f} s", flush=True)
+    """Run `part` and print its output as it comes; kills its whole process group after its time limit."""
+    print(f"== {part.name}, limit {part.budget:.0f} s", flush=True)
     begin = time.monotonic()
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": _path()}
-    process = subprocess.Popen(part.command, cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
-    try:
-        output, _ = process.communicate(timeout=part.budget)
-        late = False
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        late = True
-    seconds = time.monotonic() - begin
-    lines = [line for line in output.splitlines() if line.strip()]
-    result = _last_object(lines)
-    for line in lines[-60:] if result is None else lines[-60:-1]:
-        print(line)
-    if late:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
+    late = threading.Event()
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    alone: dict[str, Any] = {"cwd": ROOT, "env": environment, "start_new_session": True}
+    with subprocess.Popen(part.command, **pipes, **alone) as process:
+        limit = threading.Timer(part.budget, _kill, (process.pid, late))
+        limit.start()
+        lines = list(_shown(process.stdout or []))
+        process.wait()
+        limit.cancel()
+    seconds, result = time.monotonic() - begin, _last_object(lines)
+    if late.is_set():
         return Outcome(part.name, "timeout", seconds, f"not done after {part.budget:.0f} s", result)
     return Outcome(part.name, *_verdict(process.returncode, lines, seconds, result))
 
 
-def _path() -> str:
-    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+def _kill(group: int, late: threading.Event) -> None:
+    late.set()
+    os.killpg(group, signal.SIGKILL)
+
+
+def _shown(output: Iterator[str] | Sequence[str]) -> Iterator[str]:
+    """The lines of `output` that are not blank, each printed when it comes."""
+    for line in output:
+        if line.strip():
+            print(line.rstrip(), flush=True)
+            yield line.rstrip()
 
 
 def _last_object(lines: Sequence[str]) -> dict[str, Any] | None:
@@ -107,46 +141,58 @@ def _verdict(
 ) -> tuple[Status, float, str, dict[str, Any] | None]:
     if code == 0:
         said = [line for line in lines if re.search(r"\d+ (passed|skipped)", line)]
-        return "ok", seconds, said[-1].strip("= ") if said else "done", result
+        return "ok", seconds, said[-1].strip("= ") if said else _numbers(result), result
     absent = next((found for line in reversed(lines) if (found := _ABSENT.search(line))), None)
     if absent is not None:
-        return "missing", seconds, f"{absent[1] or absent[2]} is not installed", result
+        return "missing", seconds, f"{absent[1]} is not installed", result
     return "failed", seconds, f"status {code}: {lines[-1] if lines else 'no output'}", result
 
 
+def _numbers(result: dict[str, Any] | None) -> str:
+    """The numbers at the top of a result, in a line."""
+    found = {name: value for name, value in (result or {}).items() if isinstance(value, float)}
+    return ", ".join(f"{name} {value:.3g}" for name, value in found.items()) or "done"
+
+
 def machine() -> dict[str, Any]:
-    """The GPU and what is installed, asked of a process of its own: a broken driver loses nothing else."""
+    """The GPU and the installed packages, from a separate process, as a broken driver may crash it."""
     program = (
-        "import json, sys, torch\n"
-        "from tools.kernel_bench.record import commit, device_name, installed\n"
-        "device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')\n"
-        "print(json.dumps({'device': device_name(device), 'cuda': torch.version.cuda, 'kind': device.type,\n"
-        "                  'python': sys.version.split()[0], 'commit': commit(),"
-        " 'packages': dict(installed())}))\n"
+        "import json, torch\n"
+        "from gigpo_mega.telemetry.provenance import device_name, versions\n"
+        "from kernels.bench import PACKAGES\n"
+        "kind = 'cuda' if torch.cuda.is_available() else 'cpu'\n"
+        "print(json.dumps({'device': device_name(kind), 'cuda': torch.version.cuda, 'kind': kind,\n"
+        "                  'versions': versions(*PACKAGES)}))\n"
     )
     found = run(Part("machine", (sys.executable, "-c", program), 60))
     return found.result or {"device": "unknown", "kind": "unknown", "why": found.message}
 
 
 def main() -> int:
-    """Run the parts, write the record, print one line for each."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", action="append", choices=[p.name for p in parts(FOLDER, False)],
-                        help="only this one; may be repeated")  # fmt: skip
-    parser.add_argument("--full", action="store_true", help="all shapes of the kernel benchmarks")
+    """Run the parts, write the record after each, and print one line for each part."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    names = list(dict.fromkeys(p.name for small in (False, True) for p in parts(FOLDER, small)))
+    parser.add_argument("--part", action="append", choices=names, help="only this; may be repeated")
+    parser.add_argument("--small", action="store_true", help="a narrow policy, and no tests")
+    parser.add_argument("--full", action="store_true", help="benchmark all shapes of the kernels")
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the records")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    here = machine()
-    chosen = [p for p in parts(options.output, not options.full) if p.name in (options.part or [p.name])]
-    outcomes = [run(part) for part in chosen]
-    record = {"benchmark": "gpu_check", **here, "parts": [asdict(outcome) for outcome in outcomes]}
+    made, here = provenance(), machine()
     slug = "cpu" if here["kind"] == "cpu" else re.sub(r"[^a-z0-9]+", "_", here["device"].lower())
-    (options.output / f"gpu_check_{slug}.json").write_text(json.dumps(record, indent=1) + "\n")
-    without = "" if here["kind"] == "cuda" else ": NO CUDA DEVICE, all GPU figures stay open"
+    file, outcomes = options.output / f"gpu_check_{slug}.json", list[Outcome]()
+    for part in parts(options.output, options.small, options.full):
+        if part.name not in (options.part or [part.name]):
+            continue
+        outcomes.append(run(part))
+        print(outcomes[-1], flush=True)
+        record = {"benchmark": "gpu_check", **made, **here, "parts": [asdict(found) for found in outcomes]}
+        file.write_text(json.dumps(record, indent=1) + "\n")
+    without = "" if here["kind"] == "cuda" else ": NO CUDA DEVICE, no GPU figure was measured"
     print(f"\n{here['device']}{without}")
     for outcome in outcomes:
-        print(f"{outcome.status:8s} {outcome.name:8s} {outcome.seconds:5.0f} s  {outcome.message}")
+        print(outcome)
     return int(any(outcome.status != "ok" for outcome in outcomes) or here["kind"] != "cuda")
 
 

@@ -1,12 +1,12 @@
-"""Dialogues for environments that read the policy's whole answer themselves."""
+"""Dialogues for environments that parse the policy's whole answer themselves."""
 
 from __future__ import annotations
 
 from envs.dialogue import Answer, Dialogue, Situation
 
 
-def _said(text: str, ended: bool) -> Answer:
-    """The answer as it is; whether it means anything is the environment's to say."""
+def _unparsed(text: str, ended: bool) -> Answer:
+    """The answer as it is; the environment decides what it means."""
     del ended
     return Answer(text, valid=bool(text.strip()))
 
@@ -16,21 +16,21 @@ def _shown(situation: Situation) -> str:
 
 
 def _transcript(situation: Situation) -> str:
-    """The instruction, the turns that are shown, the observation; the first of all holds the instruction."""
+    """The instruction, the turns in the window and the observation; the very first holds the instruction."""
     first_shown = not situation.history or situation.first_shown == 0
-    said = [part for turn in situation.history for part in (turn.observation.text, turn.action)]
+    past = [part for turn in situation.history for part in (turn.observation.text, turn.action)]
     start = [] if first_shown else [situation.instruction]
-    return "\n\n".join(part for part in [*start, *said, situation.observation.text] if part)
+    return "\n\n".join(part for part in [*start, *past, situation.observation.text] if part)
 
 
 TRANSCRIPT = {
-    "chat": Dialogue(_transcript, _shown, _said, str),
-    "compact": Dialogue(_transcript, _shown, _said, str, chat=False),
+    "chat": Dialogue(_transcript, _shown, _unparsed, str),
+    "compact": Dialogue(_transcript, _shown, _unparsed, str, chat=False),
 }
-"""A window shows the instruction and the last turns."""
+"""The prompt is the instruction and the last turns."""
 
 AS_SHOWN = {
-    "chat": Dialogue(_shown, _shown, _said, str),
-    "compact": Dialogue(_shown, _shown, _said, str, chat=False),
+    "chat": Dialogue(_shown, _shown, _unparsed, str),
+    "compact": Dialogue(_shown, _shown, _unparsed, str, chat=False),
 }
-"""The observation is the whole prompt, history and all."""
+"""The observation is the whole prompt, history included."""

@@ -1,4 +1,4 @@
-"""Gymnasium's environments, where they have text to show (Farama, MIT; API of version 1)."""
+"""Gymnasium environments whose observations can be shown as text (Farama, MIT; API of version 1)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from envs.adapters import required, text_of
-from envs.base import EnvironmentError, EnvironmentKind, Observation, Task, Transition
+from envs.base import EnvError, EnvironmentKind, Observation, Task, Transition
 
 gymnasium = required("gymnasium", "gymnasium")
 
@@ -18,11 +18,11 @@ _HIGHLIGHT = re.compile(r"\x1b\[[1-9][\d;]*m(.*?)\x1b\[0?m", re.DOTALL)
 class GymnasiumEnvironment:
     """`gymnasium.make(id, **arguments)`; `module:EnvId-v0` imports the module that registers it.
 
-    Shown is the observation, the entry `show` of one that is a dictionary, or with `show: render` the ansi
-    rendering, highlighted parts in brackets. The actions of a Discrete space are called as `actions` says, or
-    by their numbers; `info["action_mask"]` leaves some out. In a Text space the answer is the action. What
-    is no action is invalid and changes nothing. Success is `info["success"]` or `info["is_success"]`; where
-    there is neither, it is an end with a reward of `success_at` or more.
+    The agent sees the observation, its entry `show` if it is a dictionary, or with `show: render` the ansi
+    rendering, with highlighted parts in brackets. Actions of a Discrete space are named by `actions`, or by
+    their numbers; `info["action_mask"]` is respected. In a Text space the answer is the action. Anything else
+    is invalid and changes nothing. Success is `info["success"]` or `info["is_success"]`; without either, an
+    episode succeeds if it terminates with a reward of `success_at` or more.
     """
 
     def __init__(
@@ -39,9 +39,15 @@ class GymnasiumEnvironment:
         try:
             self._env = gymnasium.make(id, **mode, **(arguments or {}))
         except (gymnasium.error.Error, ImportError, TypeError) as error:
-            raise EnvironmentError(f"environment.options.id {id}: {error}") from None
-        self._check_shown(id)
-        self._actions = self._named(actions)
+            raise EnvError(f"environment.options.id {id}: {error}") from None
+        space = self._env.observation_space
+        if show and show != RENDER and show not in getattr(space, "spaces", ()):
+            raise EnvError(f"environment.options.show {show}: {id} has no such entry; its space is {space}")
+        if not show and isinstance(space, gymnasium.spaces.Box):
+            raise EnvError(
+                f"environment.options.id {id}: {space} is not text; wrap it, or set options.show to render"
+            )
+        self._actions = self._name_actions(actions)
         self._seen = Observation("")
         self._done = True
 
@@ -52,10 +58,14 @@ class GymnasiumEnvironment:
         return self._observe(observation, info)
 
     def step(self, action: str) -> Transition:
-        """Takes the action of that name; raises EnvironmentError where the episode is over."""
+        """Takes the action of that name; raises EnvError if the episode is over."""
         if self._done:
-            raise EnvironmentError("Gymnasium: the episode is over; call reset")
-        chosen = self._meant(action)
+            raise EnvError("Gymnasium: the episode is over; call reset")
+        if self._actions:
+            name = action.strip()
+            chosen = self._actions[name] if name in self._seen.admissible else None
+        else:
+            chosen = action if self._env.action_space.contains(action) else None
         if chosen is None:
             return Transition(self._seen, 0.0, False, False, valid=False)
         observation, reward, terminated, truncated, info = self._env.step(chosen)
@@ -63,12 +73,6 @@ class GymnasiumEnvironment:
         won = terminated and reward >= self._success_at
         success = bool(info.get("success", info.get("is_success", won)))
         return Transition(self._observe(observation, info), float(reward), self._done, success, valid=True)
-
-    def _meant(self, action: str) -> Any:
-        if self._actions:
-            name = action.strip()
-            return self._actions[name] if name in self._seen.admissible else None
-        return action if self._env.action_space.contains(action) else None
 
     def _observe(self, observation: Any, info: Mapping[str, Any]) -> Observation:
         state = text_of(observation)
@@ -81,25 +85,17 @@ class GymnasiumEnvironment:
         self._seen = Observation(text, tuple(names), self._instruction, state)
         return self._seen
 
-    def _check_shown(self, id: str) -> None:
-        space = self._env.observation_space
-        if self._show and self._show != RENDER and self._show not in getattr(space, "spaces", ()):
-            raise EnvironmentError(f"environment.options.show {self._show}: no such part of {space} of {id}")
-        if not self._show and isinstance(space, gymnasium.spaces.Box):
-            raise EnvironmentError(
-                f"environment.options.id {id}: {space} is no text; wrap it, or set options.show to render"
-            )
-
-    def _named(self, names: Sequence[str]) -> dict[str, Any]:
+    def _name_actions(self, names: Sequence[str]) -> dict[str, Any]:
         space = self._env.action_space
         if isinstance(space, gymnasium.spaces.Text) and not names:
             return {}
         if not isinstance(space, gymnasium.spaces.Discrete):
-            raise EnvironmentError(f"environment.options.id: actions of {space}; known are Discrete and Text")
+            raise EnvError(f"environment.options.id: actions must be Discrete or Text, not {space}; wrap it")
         names = names or [str(i) for i in range(int(space.start), int(space.start + space.n))]
         if len(set(names)) != space.n:
-            raise EnvironmentError(
-                f"environment.options.actions: {len(set(names))} names for {space.n} actions"
+            raise EnvError(
+                f"environment.options.actions: {len(set(names))} names for {space.n} actions; "
+                "give each action a name of its own"
             )
         return {name: int(space.start) + i for i, name in enumerate(names)}
 

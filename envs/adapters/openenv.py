@@ -1,7 +1,7 @@
-"""OpenEnv servers (openenv-core 0.2 and newer, BSD-3): a session for each slot, over a WebSocket.
+"""OpenEnv servers (openenv-core 0.2 and newer, BSD-3): one WebSocket session per slot.
 
-From 0.2 on a server makes a new environment for every HTTP request: a POST to /step knows nothing of the one
-to /reset before it, and only /ws keeps an episode. Servers of 0.1 have one environment and no /ws; transport
+Since 0.2 a server makes a new environment for every HTTP request: a POST to /step does not see the preceding
+POST to /reset, and only /ws keeps an episode. Servers of 0.1 have one environment and no /ws; transport
 `http` is for those, one episode at a time.
 """
 
@@ -11,14 +11,14 @@ import asyncio
 import atexit
 import contextlib
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Coroutine, Mapping
+from typing import Any, Protocol
 
 import aiohttp
 
 from envs.adapters import text_of
-from envs.base import EnvironmentError, EnvironmentKind, Observation, Task, Transition
-from envs.rows import rows_or_seeds
+from envs.base import EnvError, EnvironmentKind, EnvUnavailable, Observation, Task, Transition
+from envs.records import records_or_seeds
 
 _INVALID = "VALIDATION_ERROR"
 
@@ -26,10 +26,11 @@ _INVALID = "VALIDATION_ERROR"
 class OpenEnvEnvironment:
     """The server at `url`; the policy's action becomes the field `action` of the server's action.
 
-    `actions` are names for that field's values, listed as admissible, where it is not free text; `fixed` are
-    further fields. Shown is the observation's field `show`, without it the whole as JSON. A task is a seed,
-    or a row of arguments of reset. An action that the server's schema refuses is invalid and changes nothing.
-    Success is an episode that ends with a reward of `success_at` or more.
+    `actions` names the values of that field, which are listed as admissible; without it the field is free
+    text. `fixed` holds further fields. The agent sees the observation's field `show`, or without it the whole
+    observation as JSON. A task is a seed or a record of reset arguments. An action that the server's schema
+    refuses is invalid and changes nothing. An episode succeeds if it ends with a reward of `success_at` or
+    more.
     """
 
     def __init__(
@@ -46,8 +47,11 @@ class OpenEnvEnvironment:
     ) -> None:
         if transport not in _TRANSPORTS:
             known = ", ".join(_TRANSPORTS)
-            raise EnvironmentError(f"environment.options.transport: unknown {transport!r}; known: {known}")
-        self._server = _TRANSPORTS[transport](url.rstrip("/"), timeout)
+            raise EnvError(f"environment.options.transport: unknown {transport!r}; known: {known}")
+        self._url, self._timeout = url.rstrip("/"), timeout
+        self._loop = asyncio.new_event_loop()
+        self._server = _TRANSPORTS[transport](self._url)
+        atexit.register(self.close)
         self._action, self._actions, self._fixed = action, dict(actions or {}), dict(fixed or {})
         self._show, self._instruction, self._success_at = show, instruction, success_at
         self._seen = Observation("")
@@ -55,18 +59,18 @@ class OpenEnvEnvironment:
     def reset(self, task: Task) -> Observation:
         """Resets with the seed or the arguments in `task.source`."""
         given = json.loads(task.source)
-        self._server.open()
-        answer = self._server.ask("reset", {"seed": given} if isinstance(given, int) else given)
-        return self._observe(answer)
+        self._wait(self._server.open())
+        arguments = {"seed": given} if isinstance(given, int) else given
+        return self._observe(self._wait(self._server.ask("reset", arguments)))
 
     def step(self, action: str) -> Transition:
-        """Sends the action; raises EnvironmentError where the server fails."""
+        """Sends the action; raises EnvUnavailable if the server fails."""
         if self._actions and action.strip() not in self._actions:
             return Transition(self._seen, 0.0, False, False, valid=False)
         sendable = action.encode("utf-8", "replace").decode()  # a lone surrogate would end the session
         value = self._actions[action.strip()] if self._actions else sendable
         try:
-            answer = self._server.ask("step", {**self._fixed, self._action: value})
+            answer = self._wait(self._server.ask("step", {**self._fixed, self._action: value}))
         except _RefusedError:
             return Transition(self._seen, 0.0, False, False, valid=False)
         reward, done = float(answer.get("reward") or 0.0), bool(answer.get("done"))
@@ -75,97 +79,90 @@ class OpenEnvEnvironment:
 
     def close(self) -> None:
         """Ends the session."""
-        self._server.close()
+        self._wait(self._server.close())
+
+    def _wait(self, work: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            return self._loop.run_until_complete(asyncio.wait_for(work, self._timeout))
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise EnvUnavailable(f"environment.options.url {self._url}: {error or repr(error)}") from None
 
     def _observe(self, answer: Mapping[str, Any]) -> Observation:
         shown = answer["observation"]
         if self._show and self._show not in shown:
             known = ", ".join(shown)
-            raise EnvironmentError(f"environment.options.show: no field {self._show!r}; known: {known}")
+            raise EnvError(f"environment.options.show: no field {self._show!r}; known: {known}")
         text = text_of(shown[self._show] if self._show else shown)
         self._seen = Observation(text, tuple(self._actions), self._instruction)
         return self._seen
 
 
 class _RefusedError(Exception):
-    """The server's schema does not take the action."""
+    """The server's schema does not accept the action."""
 
 
-class _Server:
-    """What both transports share: an event loop of their own, and errors in one line."""
+class _Transport(Protocol):
+    """A connection to the server at `url`; what fails raises EnvError or an error of aiohttp."""
 
-    def __init__(self, url: str, timeout: float) -> None:
-        self._url, self._timeout = url, timeout
-        self._loop = asyncio.new_event_loop()
+    def __init__(self, url: str) -> None: ...
 
-    def open(self) -> None:
-        """Make ready for an episode."""
-        self._run(self._opened())
+    async def open(self) -> None:
+        """Prepare for an episode."""
 
-    def ask(self, kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the server answers to a `reset` or `step`; raises EnvironmentError where it fails."""
-        return self._run(self._answered(kind, data))
+    async def ask(self, kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The server's answer to a `reset` or `step`."""
+        ...
 
-    def close(self) -> None:
-        """Let go of what is open."""
-
-    def _run(self, work: Any) -> Any:
-        try:
-            return self._loop.run_until_complete(asyncio.wait_for(work, self._timeout))
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise EnvironmentError(f"environment.options.url {self._url}: {error or repr(error)}") from None
-
-    async def _opened(self) -> None:
-        raise NotImplementedError
-
-    async def _answered(self, kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        raise NotImplementedError
+    async def close(self) -> None:
+        """Close the connection."""
 
 
-class _Http(_Server):
-    async def _opened(self) -> None:
+class _Http:
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def open(self) -> None:
         async with aiohttp.ClientSession() as client, client.get(f"{self._url}/schema") as answer:
             if answer.status == 200:
-                raise EnvironmentError(
+                raise EnvError(
                     f"environment.options.transport http: {self._url} forgets an episode between requests; "
                     "use websocket"
                 )
 
-    async def _answered(self, kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def ask(self, kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
         body = {"action": data} if kind == "step" else data
         address = f"{self._url}/{kind}"
         async with aiohttp.ClientSession() as client, client.post(address, json=body) as answer:
             if answer.status == 422 and kind == "step":
                 raise _RefusedError
             if answer.status != 200:
-                said = (await answer.text())[:200]
-                raise EnvironmentError(f"{address} answered {answer.status}: {said}")
+                error = EnvUnavailable if answer.status >= 500 else EnvError
+                raise error(f"{address} answered {answer.status}: {(await answer.text())[:200]}")
             return await answer.json()
 
+    async def close(self) -> None:
+        pass
 
-class _WebSocket(_Server):
-    _client: aiohttp.ClientSession | None = None
-    _socket: aiohttp.ClientWebSocketResponse | None = None
 
-    def close(self) -> None:
-        if self._client is not None:
-            self._run(self._client.close())
-            self._client = self._socket = None
+class _WebSocket:
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client: aiohttp.ClientSession | None = None
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
 
-    async def _opened(self) -> None:
-        if self._socket is None or self._socket.closed:  # also where the server ended an idle session
-            if self._client is None:
-                self._client = aiohttp.ClientSession()
-                atexit.register(self.close)
+    async def open(self) -> None:
+        if self._client is None:
+            self._client = aiohttp.ClientSession()
+        if self._socket is None or self._socket.closed:  # also if the server ended an idle session
             self._socket = await self._client.ws_connect(f"{self._url}/ws", max_msg_size=0)
 
-    async def _answered(self, kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def ask(self, kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
         if self._socket is None:
-            raise EnvironmentError("OpenEnv: no episode is running; call reset first")
+            raise EnvError("OpenEnv: no episode is running; call reset first")
         await self._socket.send_json({"type": kind, "data": data})
         message = await self._socket.receive()
         if message.type is not aiohttp.WSMsgType.TEXT:
-            raise EnvironmentError(f"{self._url}/ws: the server closed the session; {message.extra or ''}")
+            raise EnvUnavailable(f"{self._url}/ws: the server closed the session; {message.extra or ''}")
         answer = json.loads(message.data)
         if answer["type"] != "error":
             return answer["data"]
@@ -173,11 +170,14 @@ class _WebSocket(_Server):
             raise _RefusedError
         with contextlib.suppress(aiohttp.ClientError):
             await self._socket.close()
-        raise EnvironmentError(
-            f"{self._url}/ws: {answer['data'].get('code')}: {answer['data'].get('message')}"
-        )
+        raise EnvError(f"{self._url}/ws: {answer['data'].get('code')}: {answer['data'].get('message')}")
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+            self._client = self._socket = None
 
 
-_TRANSPORTS = {"websocket": _WebSocket, "http": _Http}
+_TRANSPORTS: Mapping[str, type[_Transport]] = {"websocket": _WebSocket, "http": _Http}
 
-KIND = EnvironmentKind(OpenEnvEnvironment, rows_or_seeds)
+KIND = EnvironmentKind(OpenEnvEnvironment, records_or_seeds)

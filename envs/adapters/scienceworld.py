@@ -1,4 +1,4 @@
-"""ScienceWorld's 30 tasks (Allen AI, Apache-2.0): a simulator in Java, one for each slot."""
+"""ScienceWorld's 30 tasks (Allen AI, Apache-2.0): a simulator in Java, one per slot."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from envs.adapters import required
-from envs.base import EnvironmentError, EnvironmentKind, Observation, Task, Transition
+from envs.base import EnvError, EnvironmentKind, Observation, Task, Transition
 
 scienceworld = required("scienceworld", "scienceworld")
 
@@ -17,20 +17,20 @@ _REFUSED = ("No known action matches that input", "Ambiguous request")
 
 @dataclass(frozen=True, slots=True)
 class Variations:
-    """The variations of the tasks called `names`, or of all; the splits are the benchmark's own."""
+    """The variations of the tasks `names`, or of all tasks; the splits are the benchmark's own."""
 
     names: Sequence[str] = ()
 
     def tasks(self, split: str) -> list[Task]:
         """The variations of `train`, `dev` or `test`."""
         if split not in _SPLITS:
-            raise EnvironmentError(f"ScienceWorld: unknown split {split!r}; known: {', '.join(_SPLITS)}")
+            raise EnvError(f"environment.split: unknown split {split!r}; known: {', '.join(_SPLITS)}")
         simulator = _simulator(0)
         known = simulator.get_task_names()
         found: list[Task] = []
         for name in self.names or known:
             if name not in known:
-                raise EnvironmentError(
+                raise EnvError(
                     f"environment.tasks.names: no task {name!r}; known: {', '.join(known)}"
                 )
             simulator.load(name, 0, "")
@@ -41,11 +41,11 @@ class Variations:
 
 
 class ScienceWorldEnvironment:
-    """A task's variation, with the benchmark's `simplifications`; `max_steps` actions at most.
+    """A variation of a task, with the benchmark's `simplifications`; `max_steps` actions at most.
 
-    The anchor state is what is seen without acting: room and inventory. Rewards are shares of the full score;
-    what a game gives for the first look around is no reward.
-    `list_actions` lists what may be done as admissible: hundreds of commands.
+    The anchor state is what can be observed without acting: room and inventory. Rewards are shares of the
+    full score; points for the initial look around are not rewarded. `list_actions` lists the possible
+    actions, hundreds of commands, as admissible.
     """
 
     def __init__(
@@ -56,20 +56,20 @@ class ScienceWorldEnvironment:
         self._max_steps, self._steps, self._done = max_steps, 0, True
 
     def reset(self, task: Task) -> Observation:
-        """Loads the variation `task.source`; raises EnvironmentError where there is none such."""
+        """Loads the variation `task.source`; raises EnvError if there is none."""
         name, _, number = task.source.rpartition(" ")
         try:
             self._simulator.load(name, int(number), self._simplifications)
         except ValueError as error:
-            raise EnvironmentError(f"ScienceWorld: {task.source!r}: {error}") from None
+            raise EnvError(f"ScienceWorld: {task.source!r}: {error}") from None
         text, info = self._simulator.reset()
         self._steps, self._done = 0, False
         return self._observation(text, info)
 
     def step(self, action: str) -> Transition:
-        """Says a command, white space folded."""
+        """Enters a command, cut to 200 ASCII characters, with white space collapsed."""
         if self._done:
-            raise EnvironmentError("ScienceWorld: the episode is over; call reset")
+            raise EnvError("ScienceWorld: the episode is over; call reset")
         command = " ".join(action.encode("ascii", "ignore").decode().split())[:200]
         text, reward, completed, info = self._simulator.step(command)
         self._steps += 1
@@ -87,7 +87,7 @@ def _simulator(max_steps: int) -> Any:
     try:
         return scienceworld.ScienceWorldEnv("", envStepLimit=max_steps + 1)
     except FileNotFoundError as error:
-        raise EnvironmentError(
+        raise EnvError(
             f"ScienceWorld: {error}; it needs Java (Debian: apt install default-jre)"
         ) from None
 

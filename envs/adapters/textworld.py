@@ -1,4 +1,4 @@
-"""TextWorld's games (Microsoft, MIT): what tw-make writes, and interactive fiction that jericho runs."""
+"""TextWorld games (Microsoft, MIT): those of tw-make, and interactive fiction that jericho runs."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from envs.adapters import required
-from envs.base import EnvironmentError, EnvironmentKind, Observation, Task, Transition
+from envs.base import EnvError, EnvironmentKind, Observation, Task, Transition
 
 textworld = required("textworld", "textworld")
 
 _SUFFIXES = {".z3", ".z4", ".z5", ".z6", ".z7", ".z8", ".ulx"}
-_STATUS_LINE = re.compile(r"\s*\n>[^\n]*\s*$")  # the prompt and what the interpreter draws over it
-# Commands to the interpreter: some write files, some never give the game back.
+_STATUS_LINE = re.compile(r"\s*\n>[^\n]*\s*$")  # the interpreter's prompt with its status line
+# Commands to the interpreter: some write files, some end or block the game.
 _NOT_FOR_AGENTS = {"quit", "q", "restart", "save", "restore", "script", "transcript", "recording", "replay"}
 _LONGEST = 197  # characters of a command; the interpreters' own input buffers are about as long
 
 
 @dataclass(frozen=True, slots=True)
 class GameFiles:
-    """The games in `data`/<split>, by name; their files must stay beside their .json."""
+    """The games in `data`/<split>, by name; each file must stay in one folder with its .json."""
 
     data: str
 
     def tasks(self, split: str) -> list[Task]:
-        """A task per game file; raises EnvironmentError where there is none."""
+        """A task per game file; raises EnvError if there is none."""
         folder = Path(self.data) / split
         files = sorted(file for file in folder.rglob("*") if file.suffix in _SUFFIXES)
         if not files:
-            raise EnvironmentError(
+            raise EnvError(
                 f"environment.tasks.data: no game (.z8, .ulx) in {folder}; tw-make makes one"
             )
         return [Task(f"{split}/{file.stem}", "textworld", str(file)) for file in files]
@@ -39,8 +39,8 @@ class GameFiles:
 class TextWorldEnvironment:
     """The game file that a task names; `max_steps` actions at most.
 
-    Shown is the room first, then the game's answers. The anchor state is the room's description with the
-    inventory. The reward is what the score grew by, as a share of the game's highest.
+    The first observation is the room, the later ones are the game's answers. The anchor state is the room's
+    description with the inventory. The reward is the increase of the score, as a share of the highest score.
     """
 
     def __init__(self, max_steps: int = 50) -> None:
@@ -50,9 +50,9 @@ class TextWorldEnvironment:
         self._seen = Observation("")
 
     def reset(self, task: Task) -> Observation:
-        """Starts the game; raises EnvironmentError where its file can't be played."""
+        """Starts the game; raises EnvError if its file cannot be played."""
         if task.source != self._path:
-            self._open(task.source)
+            self._load(Path(task.source))
         state = self._game.reset()
         self._steps, self._score, self._done = 0, 0.0, False
         return self._observation(state, state.description or _answer(state))
@@ -60,7 +60,7 @@ class TextWorldEnvironment:
     def step(self, action: str) -> Transition:
         """Types a command, cut to 197 printable ASCII characters; `save`, `quit` and such are not typed."""
         if self._done:
-            raise EnvironmentError("TextWorld: the episode is over; call reset")
+            raise EnvError("TextWorld: the episode is over; call reset")
         command = " ".join("".join(c if " " <= c <= "~" else " " for c in action).split())[:_LONGEST]
         self._steps += 1
         if not command or command.lower().split()[0] in _NOT_FOR_AGENTS:
@@ -73,29 +73,25 @@ class TextWorldEnvironment:
         seen = self._observation(state, _answer(state))
         return Transition(seen, float(reward), self._done, bool(state.won), valid)
 
-    def _open(self, path: str) -> None:
-        if not _is_game(Path(path)):
-            raise EnvironmentError(f"TextWorld: {path} is no game of the Z-machine or of Glulx")
+    def _load(self, file: Path) -> None:
+        header = file.read_bytes()[:64] if file.is_file() else b""
+        known = header[:4] == b"Glul" if file.suffix == ".ulx" else bool(header) and 1 <= header[0] <= 8
+        if len(header) < 64 or not known:  # the interpreter would end the process
+            raise EnvError(f"TextWorld: {file} is not a game of the Z-machine or of Glulx; tw-make makes one")
         if self._game is not None:
             self._game.close()
         asked = ("admissible_commands", "description", "inventory", "won", "lost", "max_score", "objective")
         try:
-            self._game = textworld.start(path, textworld.EnvInfos(**dict.fromkeys(asked, True)))
+            self._game = textworld.start(str(file), textworld.EnvInfos(**dict.fromkeys(asked, True)))
         except Exception as error:  # the library raises nothing narrower
-            raise EnvironmentError(f"TextWorld: {path} can't be played: {error}") from None
-        self._path = path
+            raise EnvError(f"TextWorld: {file} cannot be played: {error}") from None
+        self._path = str(file)
 
     def _observation(self, state: Any, text: str) -> Observation:
         admissible = tuple(sorted(state.admissible_commands or ()))
         standing = f"{state.description}\n{state.inventory}" if state.description else None
         self._seen = Observation(text.strip(), admissible, state.objective or "", standing)
         return self._seen
-
-
-def _is_game(file: Path) -> bool:
-    """Told by the header: the interpreter ends the process over a file that is none."""
-    header = file.read_bytes()[:64] if file.is_file() else b""
-    return len(header) == 64 and (header[:4] == b"Glul" if file.suffix == ".ulx" else 1 <= header[0] <= 8)
 
 
 def _answer(state: Any) -> str:

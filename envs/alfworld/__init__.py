@@ -1,4 +1,4 @@
-"""ALFWorld, natively: reads official `game.tw-pddl` files, needs no compiled dependency."""
+"""ALFWorld in pure Python: reads official `game.tw-pddl` files, needs no compiled dependency."""
 
 from __future__ import annotations
 

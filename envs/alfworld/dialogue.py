@@ -1,11 +1,11 @@
-"""The paper's messages about ALFWorld (arXiv 2505.10978, as verl-agent words them), and a compact form."""
+"""The paper's ALFWorld prompts (arXiv 2505.10978, in verl-agent's wording), and a compact format."""
 
 from __future__ import annotations
 
 import re
 
 from envs.base import Observation
-from envs.dialogue import Dialogue, Situation, compact, in_tags, tagged
+from envs.dialogue import Dialogue, Situation, compact, format_tagged, parse_tagged
 
 _FIRST = """
 You are an expert agent operating in the ALFRED Embodied Environment.
@@ -34,22 +34,24 @@ Once you've finished your reasoning, you should choose an admissible action for 
 and present it within <action> </action> tags.
 """
 
-# Always possible and never needed: left out of the compact prompt, still accepted by the environment.
+# Always possible and never needed: omitted from the compact prompt, still accepted by the environment.
 _UNHELPFUL = re.compile(r"(help|inventory|look)$|examine ")
 
 
 def prompt(situation: Situation) -> str:
-    """A message without history first; later ones with the task, the step count and the last turns."""
+    """At first a message without history; later one with the task, the step count and the last turns."""
     if not situation.history:
-        return _first(situation)
+        text = situation.observation.text
+        if situation.instruction not in text:  # the first observation of an episode contains it
+            text += f"\nYour task is to: {situation.instruction}"
+        return _FIRST.format(
+            observation=text, admissible=_admissible(situation.observation), request=_REQUEST
+        )
     return _LATER.format(
         instruction=situation.instruction,
         step=situation.step,
         window=len(situation.history),
-        history="\n".join(
-            f"[Observation {i}: '{turn.observation.text}', Action {i}: '{turn.action}']"
-            for i, turn in enumerate(situation.history, start=situation.first_shown + 1)
-        ),
+        history=situation.turns(),
         now=situation.step + 1,
         observation=situation.observation.text,
         admissible=_admissible(situation.observation),
@@ -58,16 +60,9 @@ def prompt(situation: Situation) -> str:
 
 
 def reply(situation: Situation) -> str:
-    """The next message where the conversation already holds the past."""
+    """The next message of a conversation that already contains the past."""
     seen = situation.observation
     return _REPLY.format(observation=seen.text, admissible=_admissible(seen), request=_REQUEST)
-
-
-def _first(situation: Situation) -> str:
-    text = situation.observation.text
-    if situation.instruction not in text:  # the first observation says it itself
-        text += f"\nYour task is to: {situation.instruction}"
-    return _FIRST.format(observation=text, admissible=_admissible(situation.observation), request=_REQUEST)
 
 
 def _admissible(observation: Observation) -> str:
@@ -75,6 +70,6 @@ def _admissible(observation: Observation) -> str:
 
 
 DIALOGUES = {
-    "chat": Dialogue(prompt, reply, tagged, in_tags),
+    "chat": Dialogue(prompt, reply, parse_tagged, format_tagged),
     "compact": compact(unhelpful=_UNHELPFUL, scene=False),
 }

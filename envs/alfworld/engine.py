@@ -1,4 +1,4 @@
-"""ALFWorld games played natively, with the text of the official engine, byte for byte.
+"""An interpreter of ALFWorld games whose text is byte-identical to the official engine's.
 
 `Game` is one parsed problem, shared and immutable; `Play` is one episode of it.
 """
@@ -13,23 +13,26 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 from envs.alfworld.grammar import parse_symbols
-from envs.alfworld.pddl import Domain, Problem, parse_domain, parse_problem
+from envs.alfworld.pddl import Problem, parse_domain, parse_problem
 from envs.alfworld.planning import Planner, constants_of
 from envs.alfworld.relations import Fact, Relations, Row, Schema
 from envs.alfworld.rules import CompiledAction, Rules, compile_rules, type_facts
-from envs.alfworld.story import Scene
-from envs.base import EnvironmentError
+from envs.alfworld.text_compiler import RenderContext
+from envs.base import EnvError
 
 NOTHING_HAPPENS = "Nothing happens."
 Commands: TypeAlias = dict[str, tuple[CompiledAction, Row]]
 
-_HOLE = "\ue000"
+_TASK_PLACEHOLDER = "\ue000"
 _MOST_OFFERS = 1024
+_MOST_RULES = 64
+_RULES: dict[tuple[str, str], Rules] = {}  # by the texts of domain and grammar
+_parse_domain = lru_cache(maxsize=16)(parse_domain)
 _TASK = re.compile(r'("task"\s*:\s*\[\s*\{\s*"rhs"\s*:\s*)("(?:[^"\\]|\\.)*")')
 
 
 class Game:
-    """A problem under its rules: names, initial facts, goal. Build it with `compile_game`."""
+    """A problem with its rules: names, initial facts, goal. Build it with `compile_game`."""
 
     def __init__(
         self,
@@ -58,8 +61,8 @@ class Game:
             "id": names,
             "type": [kinds[name] for name in names],
         }
-        # filled as they come up: how ground actions are typed, and all commands of an action in a situation
-        self.typed: dict[tuple[str, Any], str] = {}
+        # caches: the command of a ground action, and all commands of an action in a state
+        self.typed: dict[tuple[str, Any] | None, str] = {}
         self.offers: dict[tuple[str, tuple[Fact, ...]], Commands] = {}
 
     def play(self) -> Play:
@@ -73,34 +76,21 @@ class Play:
     def __init__(self, game: Game) -> None:
         self.game = game
         self.state = game.start.copy()
-        self._scene = Scene(self.state, game.attributes)
-        self.feedback = game.rules.intro.write((), self._scene).replace(_HOLE, game.task)
+        self._context = RenderContext(self.state, game.attributes)
+        self.feedback = game.rules.intro.render((), self._context).replace(_TASK_PLACEHOLDER, game.task)
         self._refresh()
 
     def step(self, command: str) -> bool:
-        """Plays a command; an inadmissible one changes nothing. Returns whether it was admissible."""
+        """Plays a command and returns whether it was admissible; an inadmissible one changes nothing."""
         chosen = self._commands.get(command.strip())
         if chosen is None:
             self.feedback = NOTHING_HAPPENS
             return False
         action, arguments = chosen
-        self._apply(action, arguments)
-        self.feedback = action.feedback.write(arguments, self._scene)
+        action.apply(self.game.constants + arguments, self.state)
+        self.feedback = action.feedback.render(arguments, self._context)
         self._refresh()
         return True
-
-    def _apply(self, action: CompiledAction, arguments: Row) -> None:
-        row = self.game.constants + arguments
-        changes = [(effect, effect.facts(row, self.state)) for effect in action.effects]
-        added = {(effect.predicate, fact) for effect, facts in changes if effect.positive for fact in facts}
-        for effect, facts in changes:
-            for fact in facts:
-                if not effect.positive and (effect.predicate, fact) not in added:
-                    self.state.remove(effect.predicate, fact)
-                    self.state.add(f"not_{effect.predicate}", fact)
-        for predicate, fact in added:
-            self.state.add(predicate, fact)
-            self.state.remove(f"not_{predicate}", fact)
 
     def _refresh(self) -> None:
         commands: Commands = {}
@@ -111,7 +101,7 @@ class Play:
         self.won = any(query.rows(self.game.goal_constants, self.state) for query in self.game.goal)
 
     def _offer(self, action: CompiledAction) -> Commands:
-        """The commands that one action admits now."""
+        """The commands that an action admits in the present state."""
         if action.reads is None:
             return self._commands_of(action)
         key = (action.name, self.state.indexes[action.reads].get((), ()))
@@ -125,23 +115,20 @@ class Play:
     def _commands_of(self, action: CompiledAction) -> Commands:
         commands: Commands = {}
         for arguments in action.instances(self.game.constants, self.state):
-            commands.setdefault(self._type(action, arguments), (action, arguments))
+            key = None if action.typed_by is None else (action.name, action.typed_by(arguments))
+            text = self.game.typed.get(key)
+            if text is None:
+                text = action.template.render(arguments, self._context)
+                if key is not None:
+                    self.game.typed[key] = text
+            commands.setdefault(text, (action, arguments))
         return commands
-
-    def _type(self, action: CompiledAction, arguments: Row) -> str:
-        if action.typed_by is None:
-            return action.template.write(arguments, self._scene)
-        key = (action.name, action.typed_by(arguments))
-        text = self.game.typed.get(key)
-        if text is None:
-            text = self.game.typed[key] = action.template.write(arguments, self._scene)
-        return text
 
 
 def split_task(grammar_text: str) -> tuple[str, str]:
-    """The grammar with a hole for the task's sentence, and that sentence.
+    """The grammar with a placeholder for the task's sentence, and that sentence.
 
-    Games differ in this sentence alone, so their rules can be shared.
+    Grammars of different games differ in this sentence only, so their compiled rules can be shared.
     """
     match = _TASK.search(grammar_text)
     if match is None:
@@ -152,12 +139,13 @@ def split_task(grammar_text: str) -> tuple[str, str]:
         return grammar_text, ""
     if len(symbols) != 1 or not isinstance(symbols[0], str):
         return grammar_text, ""
-    return grammar_text[: match.start(2)] + json.dumps(_HOLE) + grammar_text[match.end(2) :], symbols[0]
+    before, after = grammar_text[: match.start(2)], grammar_text[match.end(2) :]
+    return before + json.dumps(_TASK_PLACEHOLDER) + after, symbols[0]
 
 
 def compile_game(domain_text: str, grammar_text: str, problem_text: str) -> Game:
-    """Parses a game's three texts; rules are compiled once per distinct domain and grammar."""
-    domain = _domain(domain_text)
+    """Parses a game's three texts; rules are compiled once for each pair of domain and grammar."""
+    domain = _parse_domain(domain_text)
     problem = parse_problem(problem_text)
     objects = {**domain.constants, **problem.objects}
     names = sorted(objects)
@@ -166,15 +154,23 @@ def compile_game(domain_text: str, grammar_text: str, problem_text: str) -> Game
     for predicate, arguments in dict.fromkeys(problem.facts):
         undeclared = next((name for name in arguments if name not in numbers), None)
         if undeclared is not None:
-            raise EnvironmentError(f"PDDL problem: object {undeclared!r} is used but not declared")
+            raise EnvError(f"PDDL problem: object {undeclared!r} is used but not declared")
         facts.setdefault(predicate, []).append(tuple(numbers[name] for name in arguments))
     shared, task = split_task(grammar_text)
-    return Game(_rules(domain_text, shared, facts), problem, names, facts, task)
+    key = (domain_text, shared)
+    if key not in _RULES:
+        if len(_RULES) == _MOST_RULES:
+            _RULES.clear()
+        _RULES[key] = compile_rules(domain, shared, facts)
+    return Game(_RULES[key], problem, names, facts, task)
 
 
 def display_names(ids: Iterable[str]) -> dict[str, str]:
-    """What the player calls each object: `desk 1`; of one name the first id in order gets the last number."""
-    stems = {name: _stem(name) for name in sorted(ids)}
+    """The name of each object in the game's text: `desk 1`; ids in order get descending numbers."""
+    stems: dict[str, str] = {}
+    for name in sorted(ids):
+        stem, bar, _ = name.partition("_bar_")
+        stems[name] = stem + "basin" if bar and "basin" in name else stem
     left = Counter(stem for name, stem in stems.items() if "_bar_" in name)
     titles: dict[str, str] = {}
     for name, stem in stems.items():
@@ -184,26 +180,3 @@ def display_names(ids: Iterable[str]) -> dict[str, str]:
         else:
             titles[name] = f"{stem} "
     return titles
-
-
-def _stem(name: str) -> str:
-    stem, bar, _ = name.partition("_bar_")
-    return stem + "basin" if bar and "basin" in name else stem
-
-
-@lru_cache(maxsize=16)
-def _domain(text: str) -> Domain:
-    return parse_domain(text)
-
-
-_MOST_RULES = 64
-_RULES: dict[tuple[str, str], Rules] = {}
-
-
-def _rules(domain_text: str, grammar_text: str, facts: Mapping[str, Sequence[Fact]]) -> Rules:
-    key = (domain_text, grammar_text)
-    if len(_RULES) == _MOST_RULES:
-        _RULES.clear()
-    if key not in _RULES:
-        _RULES[key] = compile_rules(_domain(domain_text), grammar_text, facts)
-    return _RULES[key]

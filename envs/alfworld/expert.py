@@ -1,8 +1,8 @@
-"""A scripted expert that solves the six task types, as an oracle or as a searcher worth imitating."""
+"""A scripted expert that solves the six task types, either all-knowing or exploring, to be imitated."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
 from types import MappingProxyType
@@ -11,49 +11,49 @@ from typing import Any
 from envs.alfworld.engine import Game, Play
 from envs.alfworld.environment import AlfworldEnvironment
 from envs.alfworld.pddl import Conjunct
-from envs.base import Demonstration, EnvironmentError, Observation, Task
+from envs.base import Demonstration, EnvError, Observation, Task
 
 _CHANGES = {"isclean": ("clean", "sinkbasin"), "ishot": ("heat", "microwave"), "iscool": ("cool", "fridge")}
 _IDLE = ("look", "inventory", "examine ", "go to ", "open ", "close ")
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
-    """What a game asks for, read from its PDDL goal; kinds are lower-case as in the game's text."""
+class TaskGoal:
+    """A game's goal, read from its PDDL text; kinds are lower-case as in the game's text."""
 
     object: str
     count: int = 1
-    receptacle: str = ""  # empty: hold the object under a lamp that is on
+    receptacle: str = ""  # empty: hold the object near a lamp that is on
     change: str = ""  # clean, heat or cool
     tool: str = ""
     lamp: str = ""
 
 
-def read_goal(game: Game) -> Goal:
-    """The goal of a game of one of the six types; raises EnvironmentError for any other."""
+def read_goal(game: Game) -> TaskGoal:
+    """The goal of a game of one of the six types; raises EnvError for any other."""
     if len(game.problem.goal) != 1:
-        raise EnvironmentError("expert: a goal with alternatives is none of the six task types")
+        raise EnvError("expert: a goal with alternatives is not one of the six task types")
     literals = game.problem.goal[0].literals
     kinds = _kinds(game.problem.goal[0], "objecttype")
     targets = _kinds(game.problem.goal[0], "receptacletype")
     predicates = {literal.predicate for literal in literals}
     if predicates & {"issliced", "inreceptacleobject"} or not kinds:
-        raise EnvironmentError("expert: sliced and movable-receptacle goals are none of the six task types")
+        raise EnvError("expert: sliced and movable-receptacle goals are not among the six task types")
     if "holds" in predicates:
         held = next(literal.arguments[1] for literal in literals if literal.predicate == "holds")
         lit = next((literal.arguments[0] for literal in literals if literal.predicate == "istoggled"), held)
-        return Goal(object=kinds[held], lamp=kinds[lit])
+        return TaskGoal(object=kinds[held], lamp=kinds[lit])
     change, tool = next((_CHANGES[name] for name in sorted(predicates) if name in _CHANGES), ("", ""))
-    return Goal(next(iter(kinds.values())), len(kinds), next(iter(targets.values())), change, tool)
+    return TaskGoal(next(iter(kinds.values())), len(kinds), next(iter(targets.values())), change, tool)
 
 
 class Expert:
     """Plays one episode.
 
-    With `explore` it acts on what has been shown: it searches likely receptacles, opening closed ones, until
-    it has seen what it needs. It goes through them in the order they are listed, onwards from where it
-    stands, so that a policy with a short memory can do the same. Without `explore` it knows from the start
-    where everything is. At every step, with probability `detour`, it does something idle but admissible.
+    With `explore` it acts on what it has observed: it searches likely receptacles, opening closed ones, until
+    it has seen what it needs. It visits them in the order of their names, starting from its place, so that a
+    policy with a short memory can do the same. Without `explore` it knows where everything is. At every step,
+    with probability `detour`, it plays an admissible command that does not help.
     """
 
     def __init__(self, play: Play, rng: Random, detour: float = 0.0, explore: bool = False) -> None:
@@ -61,8 +61,8 @@ class Expert:
         game = play.game
         self.goal = read_goal(game)
         facts = game.problem.facts
-        titles, kind_of = game.titles, dict(_pairs(facts, "objecttype") + _pairs(facts, "receptacletype"))
-        self.kind = {titles[name]: kind.removesuffix("type") for name, kind in kind_of.items()}
+        titles, kinds = game.titles, dict(_pairs(facts, "objecttype") + _pairs(facts, "receptacletype"))
+        self.kind = {titles[name]: kind.removesuffix("type") for name, kind in kinds.items()}
         self.receptacles = sorted(titles[name] for name, _ in _pairs(facts, "receptacletype"))
         self.openable = {titles[arguments[0]] for predicate, arguments in facts if predicate == "openable"}
         self.inside = {titles[name]: titles[place] for name, place in _pairs(facts, "inreceptacle")}
@@ -74,26 +74,32 @@ class Expert:
 
     def command(self) -> str:
         """The next command; the expert assumes that it is played."""
-        command = self._detour() or self._purposeful()
+        if self.detour > 0 and self.rng.random() < self.detour:
+            command = self.rng.choice([name for name in self.play.admissible if name.startswith(_IDLE)])
+        else:
+            command = self._purposeful()
         if command not in self.play.admissible:
             command = "look"
         self.observe(command)
         return command
 
-    def _detour(self) -> str:
-        if self.detour <= 0 or self.rng.random() >= self.detour:
-            return ""
-        return self.rng.choice([command for command in self.play.admissible if command.startswith(_IDLE)])
-
     def _purposeful(self) -> str:
         goal = self.goal
         if not self.held:
-            wanted = self._shown(goal.object, self._placed())
-            return self._take(wanted) if wanted else self._search(goal.object)
-        if self.kind[self.held] != goal.object:
-            return self._put_aside()
+            wanted = self._shown(goal.object)
+            if not wanted:
+                return self._search(goal.object)
+            place = self.inside[wanted]
+            return self._reach(place) or self._opened(place) or f"take {wanted} from {place}"
+        held = self.kind[self.held]
+        if held != goal.object:  # put it down: here, or in a receptacle that holds it, open ones last
+            here = _first(name for name in self.play.admissible if name.startswith(f"move {self.held} to "))
+            fitting = [n for n in self.receptacles if n != self.target and (self.kind[n], held) in self.fits]
+            place = _first(name for name in fitting if self._opened(name)) or _first(fitting)
+            return here or self._reach(place) or self._opened(place) or "look"
         if goal.lamp:
-            return self._use_lamp()
+            lamp = self._shown(goal.lamp)
+            return (self._reach(self.inside[lamp]) or f"use {lamp}") if lamp else self._search(goal.lamp)
         if goal.change and self.held not in self.changed:
             tool = self._receptacle(goal.tool)
             return self._reach(tool) or f"{goal.change} {self.held} with {tool}"
@@ -102,43 +108,23 @@ class Expert:
     def _receptacle(self, kind: str) -> str:
         return _first(name for name in self.receptacles if self.kind[name] == kind)
 
-    def _shown(self, kind: str, but: Collection[str] = ()) -> str:
-        """An object of this kind that has been seen, other than those in `but`."""
-        places = self.inside.items()
-        seen = (name for name, place in places if self.kind.get(name) == kind and place in self.seen)
-        return _first(name for name in seen if name not in but)
-
-    def _placed(self) -> set[str]:
-        """The goal objects that are where they belong."""
-        if not self.target:
-            return set()
-        done = {name for name, place in self.inside.items() if place == self.target and name != self.held}
-        return {name for name in done if not self.goal.change or name in self.changed}
-
-    def _take(self, name: str) -> str:
-        place = self.inside[name]
-        return self._reach(place) or self._opened(place) or f"take {name} from {place}"
-
-    def _use_lamp(self) -> str:
-        lamp = self._shown(self.goal.lamp)
-        return (self._reach(self.inside[lamp]) or f"use {lamp}") if lamp else self._search(self.goal.lamp)
-
-    def _put_aside(self) -> str:
-        kind = self.kind[self.held]
-        here = _first(name for name in self.play.admissible if name.startswith(f"move {self.held} to "))
-        fitting = [n for n in self.receptacles if n != self.target and (self.kind[n], kind) in self.fits]
-        place = _first(name for name in fitting if self._opened(name)) or _first(fitting)
-        return here or self._reach(place) or self._opened(place) or "look"
+    def _shown(self, kind: str) -> str:
+        """An object of this kind that has been seen and still has to be used."""
+        for name, place in self.inside.items():
+            finished = place == self.target and (not self.goal.change or name in self.changed)
+            if self.kind.get(name) == kind and place in self.seen and not finished:
+                return name
+        return ""
 
     def _search(self, kind: str) -> str:
-        """Looks into the next receptacle: the one at hand first, then likely ones."""
+        """Looks into the next receptacle: the one in front of the agent first, then likely ones."""
         unseen = [name for name in self.receptacles if name not in self.seen]
         if not unseen:
             return "look"
-        anywhere = kind.endswith("lamp")  # lamps are put nowhere, so the game does not say where they fit
+        anywhere = kind.endswith("lamp")  # lamps are never moved, so the game does not list where they fit
         likely = [n for n in unseen if anywhere or (self.kind[n], kind) in self.fits] or unseen
-        onwards = _first(name for name in likely if name > self.place) or likely[0]
-        place = _first(name for name in likely if self._at(name)) or onwards
+        following = _first(name for name in likely if name > self.place) or likely[0]
+        place = _first(name for name in likely if self._at(name)) or following
         return self._reach(place) or self._opened(place) or f"examine {place}"
 
     def _at(self, place: str) -> bool:
@@ -151,7 +137,7 @@ class Expert:
         return f"open {place}" if f"open {place}" in self.play.admissible else ""
 
     def observe(self, command: str) -> None:
-        """Notes what follows from an admissible command that is about to be played, whoever chose it."""
+        """Records the effects of an admissible command that is about to be played, whoever chose it."""
         verb, _, rest = command.partition(" ")
         if verb == "take":
             self.held, _, _ = rest.partition(" from ")
@@ -175,15 +161,14 @@ def demonstrate(
     detour: float = 0.0,
     max_steps: int = 50,
     options: Mapping[str, Any] = MappingProxyType({}),
-    explore: bool = True,
 ) -> Demonstration:
-    """One expert episode: the observation before each command with that command, and whether it succeeded.
+    """One episode of the exploring expert: each observation with the command after it, and the success.
 
-    The environment is made with `options`, but for its `max_steps`.
+    The environment is made with `options`, with `max_steps` replaced.
     """
     environment = AlfworldEnvironment(**{**options, "max_steps": max_steps})
     observation = environment.reset(task)
-    expert = Expert(environment.play, Random(f"{seed}/{task.id}"), detour, explore)
+    expert = Expert(environment.play, Random(f"{seed}/{task.id}"), detour, explore=True)
     turns: list[tuple[Observation, str]] = []
     while True:
         command = expert.command()
@@ -195,7 +180,7 @@ def demonstrate(
 
 
 def solve(game: Game, max_steps: int = 100) -> list[str]:
-    """The commands with which the expert that knows everything wins; empty if it does not."""
+    """The commands with which the all-knowing expert wins; empty if it does not."""
     play = game.play()
     expert = Expert(play, Random(0))
     commands: list[str] = []

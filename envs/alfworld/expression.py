@@ -1,7 +1,7 @@
 """The `{expression}` parts of a grammar, parsed.
 
-A game file is data from elsewhere. The official engine hands these parts to Python's eval; here they are read
-by a parser that knows entity attributes, string literals, `+` and `or`, and refuses everything else.
+A game file is untrusted data. The official engine passes these parts to Python's eval; this parser accepts
+entity attributes, string literals, `+` and `or`, and refuses everything else.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from envs.base import EnvironmentError
+from envs.base import EnvError
 
 ATTRIBUTES = frozenset({"name", "id", "type", "definite", "indefinite"})
 
@@ -31,20 +31,24 @@ Term: TypeAlias = str | Attribute
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """`a + b or c`: the first alternative whose terms do not join to nothing; the last one if all do."""
+    """`a + b or c`: the first alternative whose terms do not join to an empty text; the last if all do."""
 
     alternatives: tuple[tuple[Term, ...], ...]
 
 
 def parse_expression(text: str) -> Expression:
-    """Parses an expression; raises EnvironmentError for any form it does not know."""
+    """Parses an expression; raises EnvError for any unknown form."""
     alternatives: list[list[Term]] = [[]]
     position = 0
     while True:
         term = _TERM.match(text, position)
         if term is None:
             raise _refused(text)
-        alternatives[-1].append(_term(term, text))
+        single, double, variable, attribute = term.groups()
+        if variable == "or" or (attribute is not None and attribute not in ATTRIBUTES):
+            raise _refused(text)
+        literal = double if single is None else single
+        alternatives[-1].append(literal if variable is None else Attribute(variable, attribute or "name"))
         if term.end() == len(text):
             return Expression(tuple(map(tuple, alternatives)))
         operator = _OPERATOR.match(text, term.end())
@@ -55,17 +59,8 @@ def parse_expression(text: str) -> Expression:
         position = operator.end()
 
 
-def _term(match: re.Match[str], text: str) -> Term:
-    single, double, variable, attribute = match.groups()
-    if variable is None:
-        return single if single is not None else double
-    if variable == "or" or (attribute is not None and attribute not in ATTRIBUTES):
-        raise _refused(text)
-    return Attribute(variable, attribute or "name")
-
-
-def _refused(text: str) -> EnvironmentError:
+def _refused(text: str) -> EnvError:
     known = ", ".join(f"entity.{name}" for name in sorted(ATTRIBUTES))
-    return EnvironmentError(
+    return EnvError(
         f"grammar: expression {text.strip()[:60]!r} refused; known: {known}, string literals, '+', 'or'"
     )

@@ -1,17 +1,16 @@
-"""Game files on disk: the official folder layout, and errors that say what to do."""
+"""Game files on disk, in the official folder layout."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from envs.alfworld.engine import Game, compile_game
-from envs.base import EnvironmentError, Task
+from envs.base import EnvError, Task
+from envs.files import expanded, read_json
 
 SPLITS = ("train", "valid_seen", "valid_unseen")
 TASK_TYPES = (
@@ -24,38 +23,29 @@ TASK_TYPES = (
 )
 GAME_FILE = "game.tw-pddl"
 
-_SOLVABLE = re.compile(r'(?<!\\)"solvable"\s*:\s*(true|false)')
 _GET_GAMES = "make games with `python -m envs.alfworld.generate --output DIR` or run `alfworld-download`"
 
 
 def read_game(path: str | Path) -> dict[str, Any]:
-    """The JSON object in a game file; raises EnvironmentError naming the file and the remedy."""
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EnvironmentError(
-            f"{path}: cannot read the game file ({error.strerror}); {_GET_GAMES}"
-        ) from None
-    except ValueError as error:
-        raise EnvironmentError(
-            f"{path}: not a complete JSON file ({error}); it is cut or damaged: generate or download it again"
-        ) from None
+    """The JSON object in a game file; raises EnvError with the file and the remedy."""
+    again = "it is truncated or damaged: generate or download it again"
+    data = read_json(Path(path), _GET_GAMES, again)
     keys = ("pddl_domain", "grammar", "pddl_problem")
     missing = [key for key in keys if not isinstance(data, dict) or not isinstance(data.get(key), str)]
     if missing:
-        raise EnvironmentError(
+        raise EnvError(
             f"{path}: key {missing[0]!r} is missing or not text; a game.tw-pddl needs {', '.join(keys)}"
         )
     return data
 
 
 def load_game(path: str | Path) -> Game:
-    """The parsed game of a file; the most recent ones are kept, a changed file is read again."""
+    """The parsed game of a file; recent games are cached, a changed file is read again."""
     try:
         stamp = os.stat(path)
     except OSError as error:
-        raise EnvironmentError(
-            f"{path}: cannot read the game file ({error.strerror}); {_GET_GAMES}"
+        raise EnvError(
+            f"{path}: cannot be read ({error.strerror}); {_GET_GAMES}"
         ) from None
     return _load(str(path), stamp.st_mtime_ns, stamp.st_size)
 
@@ -65,9 +55,9 @@ def _load(path: str, modified: int, size: int) -> Game:
     data = read_game(path)
     try:
         return compile_game(data["pddl_domain"], data["grammar"], data["pddl_problem"])
-    except (ValueError, LookupError, RecursionError) as error:  # EnvironmentError is a ValueError
-        reason = str(error) if isinstance(error, EnvironmentError) else f"cannot be understood ({error!r})"
-        raise EnvironmentError(f"{path}: {reason}; generate or download it again") from None
+    except (ValueError, LookupError, RecursionError) as error:  # EnvError is a ValueError
+        reason = str(error) if isinstance(error, EnvError) else f"cannot be parsed ({error!r})"
+        raise EnvError(f"{path}: {reason}; generate or download it again") from None
 
 
 class AlfworldTasks:
@@ -76,71 +66,52 @@ class AlfworldTasks:
     def __init__(self, data: str | None = None, task_types: Sequence[str] = ()) -> None:
         root = data or os.environ.get("ALFWORLD_DATA", "")
         if not root:
-            raise EnvironmentError(
-                f"environment.data: no folder given and ALFWORLD_DATA is not set; {_GET_GAMES}"
+            raise EnvError(
+                f"environment.tasks.data: no folder given and ALFWORLD_DATA is not set; {_GET_GAMES}"
             )
         unknown = sorted(set(task_types) - set(TASK_TYPES))
         if unknown:
-            raise EnvironmentError(
-                f"environment.task_types: unknown task type {unknown[0]!r}; known: {', '.join(TASK_TYPES)}"
-            )
-        self.root = Path(os.path.expandvars(root)).expanduser()
+            known = ", ".join(TASK_TYPES)
+            raise EnvError(f"environment.tasks.task_types: unknown type {unknown[0]!r}; known: {known}")
+        self.root = Path(expanded(root, "environment.tasks.data"))
         self.task_types = tuple(task_types) or TASK_TYPES
 
     def tasks(self, split: str) -> list[Task]:
         """The solvable games of a split, in the order of their paths.
 
         Like the official collector it skips games without `solvable: true`, and movable and sliced ones.
+        Raises EnvError for a file that is damaged: it must not pass for an unsolvable game.
         """
-        folder = self._folder(split)
-        found = [
-            task for path in sorted(folder.rglob(GAME_FILE)) if (task := self._task(path, folder)) is not None
-        ]
+        if split not in SPLITS:
+            raise EnvError(f"environment.split: unknown split {split!r}; known: {', '.join(SPLITS)}")
+        folders = (self.root / "json_2.1.1" / split, self.root / split)
+        folder = next((folder for folder in folders if folder.is_dir()), None)
+        if folder is None:
+            raise EnvError(f"{self.root}: no folder json_2.1.1/{split} or {split} in it; {_GET_GAMES}")
+        files = sorted(folder.rglob(GAME_FILE))
+        found = [task for path in files if (task := self._task(path, folder)) is not None]
         if not found:
-            raise EnvironmentError(
-                f"{folder}: no solvable game of types {', '.join(self.task_types)}; {_GET_GAMES}"
+            raise EnvError(
+                f"{folder}: no solvable game of types {', '.join(self.task_types)} among {len(files)} files "
+                f"{GAME_FILE}; {_GET_GAMES}"
             )
         return found
 
-    def _folder(self, split: str) -> Path:
-        if split not in SPLITS:
-            raise EnvironmentError(f"environment.split: unknown split {split!r}; known: {', '.join(SPLITS)}")
-        for folder in (self.root / "json_2.1.1" / split, self.root / split):
-            if folder.is_dir():
-                return folder
-        raise EnvironmentError(f"{self.root}: no folder json_2.1.1/{split} or {split} in it; {_GET_GAMES}")
-
     def _task(self, path: Path, folder: Path) -> Task | None:
+        """The task of a game file; its type is that of traj_data.json, or else of the folder's name."""
         name = path.parent.relative_to(folder).as_posix()
-        if "movable" in name or "Sliced" in name:
+        own = "/".join(path.parts[-3:-1])  # folders of the task and of the trial
+        if "movable" in own or "Sliced" in own:
             return None
-        kind = _task_type(path)
+        kind, trajectory = path.parent.parent.name.partition("-")[0], path.with_name("traj_data.json")
+        if trajectory.exists():
+            again = "generate or download it again"
+            described = read_json(trajectory, again, again)
+            kind = described.get("task_type") if isinstance(described, dict) else None
+            if not isinstance(kind, str):
+                raise EnvError(f"{trajectory}: not a JSON object with 'task_type'; {again}")
         if kind not in self.task_types:
             return None
-        try:
-            solvable = _SOLVABLE.search(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise EnvironmentError(f"{path}: cannot read the game file ({error}); {_GET_GAMES}") from None
-        if solvable is None:
-            read_game(path)  # complains where the file is cut: that must not pass for an unsolvable game
-        if solvable is None or solvable[1] == "false":
+        if read_game(path).get("solvable") is not True:
             return None
         return Task(name, kind, str(path))
-
-
-def _task_type(game: Path) -> str:
-    """What traj_data.json beside the game says, else the folder's name (`<type>-<object>-...`)."""
-    for kind in _recorded_types(game):
-        return kind
-    return game.parent.parent.name.partition("-")[0]
-
-
-def _recorded_types(game: Path) -> Iterator[str]:
-    beside = game.with_name("traj_data.json")
-    if beside.exists():
-        try:
-            yield str(json.loads(beside.read_text(encoding="utf-8"))["task_type"])
-        except (OSError, ValueError, KeyError, TypeError):
-            raise EnvironmentError(
-                f"{beside}: not a JSON object with 'task_type'; generate or download it again"
-            ) from None

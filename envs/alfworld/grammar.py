@@ -1,4 +1,4 @@
-"""The twl2 text of a game file as plain values: action templates, feedback and production rules."""
+"""A parser of a game file's twl2 grammar: action templates, feedback and production rules."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from envs.alfworld.expression import Expression, parse_expression
-from envs.base import EnvironmentError
+from envs.base import EnvError
 
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """A typed name in a condition: `o:object`; without a type the name is the type."""
+    """A typed name in a condition: `o:object`; if no type is given, the name is the type."""
 
     name: str
     type: str
@@ -40,7 +40,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Each:
-    """`{body | given}`: the body once for every match of the condition, once where there is none to match."""
+    """`{body | given}`: the body once for every match of the condition, or once if there is no condition."""
 
     body: Expression | Reference
     given: Condition | None
@@ -52,7 +52,7 @@ Symbol: TypeAlias = str | Reference | Each
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One production: `right` where `condition` has a match, or always without one."""
+    """One production: `right` applies if `condition` has a match, or always without a condition."""
 
     right: tuple[Symbol, ...]
     condition: Condition | None
@@ -60,7 +60,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class ActionText:
-    """How an action is typed and what it answers."""
+    """The command of an action and its feedback."""
 
     template: tuple[Symbol, ...]
     feedback: tuple[Symbol, ...]
@@ -89,7 +89,7 @@ _PLACEHOLDER = re.compile(r"\s*([\w']+)\s*(?::\s*([\w/-]+)\s*)?")
 
 
 def parse_grammar(text: str) -> Grammar:
-    """Parses a twl2 document; raises EnvironmentError for what it does not know."""
+    """Parses a twl2 document; raises EnvError for anything it does not support."""
     tokens = _Tokens(text)
     rules: dict[str, Any] = {}
     actions: dict[str, ActionText] = {}
@@ -102,16 +102,22 @@ def parse_grammar(text: str) -> Grammar:
             actions[name], own = _action(name, tokens)
             rules.update(own)
         else:
-            raise EnvironmentError(f"grammar: expected 'action' or 'grammar', got {keyword!r}")
-    return Grammar({name: tuple(map(_rule, _entries(name, entry))) for name, entry in rules.items()}, actions)
+            raise EnvError(f"grammar: expected 'action' or 'grammar', got {keyword!r}")
+    return Grammar({name: _rules(name, entries) for name, entries in rules.items()}, actions)
 
 
 def parse_symbols(text: str) -> tuple[Symbol, ...]:
-    """The symbols of one right-hand side, up to where nothing matches, as the official parser reads it."""
+    """The symbols of one right-hand side up to the first unknown text, as in the official parser.
+
+    Tabs, and at the start of a line any white space or `//` comment, are skipped.
+    """
     symbols: list[Symbol] = []
     position = 0
     while True:
-        symbol, end = _symbol(text, _skip(text, position), position)
+        start = position
+        while (skipped := _SKIPPED.match(text, start)) and skipped.end() > start:
+            start = skipped.end()
+        symbol, end = _symbol(text, start, position)
         if symbol is None or (symbols and end == position):
             return tuple(symbols)
         symbols.append(symbol)
@@ -119,8 +125,22 @@ def parse_symbols(text: str) -> tuple[Symbol, ...]:
 
 
 def parse_condition(text: str) -> Condition:
-    """`predicate(name:type, ...) & ...`"""
-    return tuple(_predicate(part, text) for part in text.split("&"))
+    """Parses `predicate(name:type, ...) & ...`; raises EnvError for anything else."""
+    predicates: list[Predicate] = []
+    for conjunct in text.split("&"):
+        match = _PREDICATE.fullmatch(conjunct)
+        if match is None:
+            raise EnvError(
+                f"grammar: cannot read condition {text.strip()!r}; expected predicate(name:type, ...) & ..."
+            )
+        parameters: list[Placeholder] = []
+        for part in match[2].split(",") if match[2].strip() else []:
+            placeholder = _PLACEHOLDER.fullmatch(part)
+            if placeholder is None:
+                raise EnvError(f"grammar: cannot read {part.strip()!r} in condition {text.strip()!r}")
+            parameters.append(Placeholder(placeholder[1], placeholder[2] or placeholder[1]))
+        predicates.append(Predicate(match[1], tuple(parameters)))
+    return tuple(predicates)
 
 
 class _Tokens:
@@ -133,7 +153,7 @@ class _Tokens:
             match = _DOCUMENT.match(text, position)
             if match is None:
                 line = text.count("\n", 0, position) + 1
-                raise EnvironmentError(
+                raise EnvError(
                     f"grammar: line {line}: cannot read {text[position : position + 20]!r}"
                 )
             if match.lastgroup:
@@ -148,7 +168,7 @@ class _Tokens:
     def take(self, kind: str, value: str | None = None) -> str:
         found = ("", "the end") if self.ended else self._found[self._next]
         if found[0] != kind or (value is not None and found[1] != value):
-            raise EnvironmentError(f"grammar: expected {value or kind}, got {found[1][:20]!r}")
+            raise EnvError(f"grammar: expected {value or kind}, got {found[1][:20]!r}")
         self._next += 1
         return found[1]
 
@@ -172,10 +192,10 @@ def _action(name: str, tokens: _Tokens) -> tuple[ActionText, dict[str, Any]]:
     while not tokens.accepts("mark", "}"):
         key = tokens.take("name")
         if key not in ("template", "feedback", "grammar", "pddl"):
-            raise EnvironmentError(f"grammar: action {name}: unknown field {key!r}")
+            raise EnvError(f"grammar: action {name}: unknown field {key!r}")
         fields[key] = tokens.field("string" if key in ("template", "feedback") else "block")
     if "template" not in fields or "feedback" not in fields:
-        raise EnvironmentError(f"grammar: action {name}: needs a template and a feedback")
+        raise EnvError(f"grammar: action {name}: needs a template and a feedback")
     kept = [line for line in fields.get("grammar", "{}").split("\n") if not line.lstrip().startswith("#")]
     return ActionText(parse_symbols(fields["template"]), parse_symbols(fields["feedback"])), _json(
         "\n".join(kept)
@@ -186,61 +206,35 @@ def _json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise EnvironmentError(f"grammar: a block is not JSON: {error}") from None
+        raise EnvError(f"grammar: a block is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise EnvironmentError("grammar: a block must be a JSON object of rules")
+        raise EnvError("grammar: a block must be a JSON object of rules")
     return value
 
 
-def _entries(name: str, entry: Any) -> list[dict[str, Any]]:
-    valid = isinstance(entry, list) and all(
-        isinstance(rule, dict) and isinstance(rule.get("rhs"), str) for rule in entry
+def _rules(name: str, entries: Any) -> tuple[Rule, ...]:
+    valid = isinstance(entries, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("rhs"), str) for entry in entries
     )
     if not valid:
-        raise EnvironmentError(f"grammar: rule {name!r} must be a list of objects with an 'rhs' text")
-    return entry
-
-
-def _rule(entry: dict[str, Any]) -> Rule:
-    condition = entry.get("condition")
-    return Rule(parse_symbols(entry["rhs"]), parse_condition(condition) if condition else None)
-
-
-def _skip(text: str, position: int) -> int:
-    """Tabs, and at the start of a line any white space or `//` comment, do not count."""
-    while (match := _SKIPPED.match(text, position)) and match.end() > position:
-        position = match.end()
-    return position
+        raise EnvError(f"grammar: rule {name!r} must be a list of objects with an 'rhs' text")
+    conditions = [entry.get("condition") for entry in entries]
+    return tuple(
+        Rule(parse_symbols(entry["rhs"]), parse_condition(condition) if condition else None)
+        for entry, condition in zip(entries, conditions, strict=True)
+    )
 
 
 def _symbol(text: str, start: int, fallback: int) -> tuple[Symbol | None, int]:
     listed = text.startswith("[", start)
     if match := _EACH.match(text, start + listed):
         if not listed or text.startswith("]", match.end()):
-            return _each(match, listed), match.end() + listed
+            body = Reference(match["symbol"]) if match["symbol"] else parse_expression(match["statement"])
+            given = parse_condition(match["given"]) if match["given"] else None
+            return Each(body, given, listed), match.end() + listed
     elif match := _REFERENCE.match(text, start):
         return Reference(match[1]), match.end()
     match = _LITERAL.match(text, start)
     if match is None or (match.end() == start and start < len(text)):
         return None, fallback
     return match[1] or match[2] or "", match.end()
-
-
-def _each(match: re.Match[str], listed: bool) -> Each:
-    body = Reference(match["symbol"]) if match["symbol"] else parse_expression(match["statement"])
-    return Each(body, parse_condition(match["given"]) if match["given"] else None, listed)
-
-
-def _predicate(text: str, whole: str) -> Predicate:
-    match = _PREDICATE.fullmatch(text)
-    if match is None:
-        raise EnvironmentError(
-            f"grammar: cannot read condition {whole.strip()!r}; expected predicate(name:type, ...) & ..."
-        )
-    parameters = []
-    for part in match[2].split(",") if match[2].strip() else []:
-        placeholder = _PLACEHOLDER.fullmatch(part)
-        if placeholder is None:
-            raise EnvironmentError(f"grammar: cannot read {part.strip()!r} in condition {whole.strip()!r}")
-        parameters.append(Placeholder(placeholder[1], placeholder[2] or placeholder[1]))
-    return Predicate(match[1], tuple(parameters))

@@ -1,7 +1,7 @@
-"""PDDL text to plain values: domains, problems, and conditions in disjunctive normal form.
+"""A PDDL parser: domains, problems, and conditions in disjunctive normal form.
 
-The subset is what ALFWorld's domain and problems use: typing, quantified and disjunctive preconditions,
-conditional effects, equality and (ignored) action costs. Names are lower-cased, as the official planner does.
+It supports what ALFWorld's domain and problems use: typing, quantified and disjunctive preconditions,
+conditional effects, equality and (ignored) action costs. Names are lower-cased, as in the official planner.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, product
 from typing import TypeAlias
 
-from envs.base import EnvironmentError
+from envs.base import EnvError
 
 SExpr: TypeAlias = "str | list[SExpr]"
 
@@ -37,8 +37,8 @@ class Literal:
 class Conjunct:
     """One disjunct of a condition: literals that must all hold, over `variables` (name -> type).
 
-    `refuted` holds conditions in the same normal form of which no disjunct may have a solution: what is left
-    of universal quantifiers.
+    `refuted` holds conditions in the same normal form, none of whose disjuncts may have a solution; universal
+    quantifiers become such conditions.
     """
 
     variables: dict[str, str]
@@ -74,9 +74,14 @@ class Domain:
     actions: tuple[Action, ...]
 
     @property
+    def effects(self) -> list[Effect]:
+        """The effects of all actions."""
+        return [effect for action in self.actions for effect in action.effects]
+
+    @property
     def fluents(self) -> frozenset[str]:
-        """Predicates some action can change."""
-        return frozenset(effect.literal.predicate for action in self.actions for effect in action.effects)
+        """Predicates that some action can change."""
+        return frozenset(effect.literal.predicate for effect in self.effects)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +94,7 @@ class Problem:
 
 
 def read(text: str) -> list[SExpr]:
-    """The one parenthesised expression in `text`; raises EnvironmentError where it is cut or malformed."""
+    """The one parenthesized expression in `text`; raises EnvError if it is truncated or malformed."""
     stack: list[list[SExpr]] = [[]]
     for token in _TOKEN.findall(_COMMENT.sub("", text.lower())):
         if token == "(":
@@ -97,13 +102,13 @@ def read(text: str) -> list[SExpr]:
         elif token != ")":
             stack[-1].append(token)
         elif len(stack) == 1:
-            raise EnvironmentError("PDDL: a closing parenthesis without an opening one")
+            raise EnvError("PDDL: a closing parenthesis without an opening one")
         else:
             closed = stack.pop()
             stack[-1].append(closed)
     if len(stack) != 1 or len(stack[0]) != 1 or isinstance(stack[0][0], str):
-        raise EnvironmentError(
-            "PDDL: expected one complete (define ...) expression; the text is cut or malformed"
+        raise EnvError(
+            "PDDL: expected one complete (define ...) expression; the text is truncated or malformed"
         )
     return stack[0][0]
 
@@ -111,29 +116,37 @@ def read(text: str) -> list[SExpr]:
 def parse_domain(text: str) -> Domain:
     """Parses a PDDL domain."""
     sections = _sections(read(text))
-    types = dict(_typed(part for section in sections.get(":types", []) for part in section))
+    parents = dict(_typed(part for section in sections.get(":types", []) for part in section))
     constants = dict(_typed(part for section in sections.get(":constants", []) for part in section))
     actions = tuple(_action(section) for section in sections.get(":action", []))
     unknown = sorted(
         set(sections) - {":requirements", ":types", ":constants", ":predicates", ":functions", ":action"}
     )
     if unknown:
-        raise EnvironmentError(f"PDDL domain: section {unknown[0]} is not supported")
-    return Domain(_supertypes(types), constants, actions)
+        raise EnvError(f"PDDL domain: section {unknown[0]} is not supported")
+    supertypes: dict[str, frozenset[str]] = {}
+    for kind in ("object", *parents):
+        above = [kind]
+        while above[-1] in parents and parents[above[-1]] not in above:
+            above.append(parents[above[-1]])
+        supertypes[kind] = frozenset((*above, "object"))
+    return Domain(supertypes, constants, actions)
 
 
 def parse_problem(text: str) -> Problem:
     """Parses a PDDL problem."""
     sections = _sections(read(text))
     if ":goal" not in sections or ":init" not in sections:
-        raise EnvironmentError("PDDL problem: needs an (:init ...) and a (:goal ...)")
+        raise EnvError("PDDL problem: needs an (:init ...) and a (:goal ...)")
     objects = dict(_typed(part for section in sections.get(":objects", []) for part in section))
-    facts = tuple(_facts(sections[":init"][0]))
-    return Problem(objects, facts, normalise(sections[":goal"][0][0]))
+    # distances are not used, and what is not listed is false anyway
+    listed = [fact for part in sections[":init"][0] if (fact := _list(part))[:1] not in (["="], ["not"])]
+    facts = tuple((literal.predicate, literal.arguments) for literal in (_literal(f, True) for f in listed))
+    return Problem(objects, facts, to_dnf(sections[":goal"][0][0]))
 
 
-def normalise(formula: SExpr, variables: dict[str, str] | None = None) -> tuple[Conjunct, ...]:
-    """`formula` in disjunctive normal form; `variables` are the free ones, existential ones join them."""
+def to_dnf(formula: SExpr, variables: dict[str, str] | None = None) -> tuple[Conjunct, ...]:
+    """`formula` in disjunctive normal form; existential variables are added to the free `variables`."""
     fresh = count()
     free = variables or {}
     return tuple(
@@ -144,11 +157,11 @@ def normalise(formula: SExpr, variables: dict[str, str] | None = None) -> tuple[
 
 def _sections(tree: Sequence[SExpr]) -> dict[str, list[list[SExpr]]]:
     if not tree or tree[0] != "define":
-        raise EnvironmentError("PDDL: expected (define ...)")
+        raise EnvError("PDDL: expected (define ...)")
     sections: dict[str, list[list[SExpr]]] = {}
     for part in tree[2:]:
         if not isinstance(part, list) or not part or not isinstance(part[0], str):
-            raise EnvironmentError("PDDL: expected sections such as (:init ...)")
+            raise EnvError("PDDL: expected sections such as (:init ...)")
         sections.setdefault(part[0], []).append(part[1:])
     return sections
 
@@ -156,18 +169,18 @@ def _sections(tree: Sequence[SExpr]) -> dict[str, list[list[SExpr]]]:
 def _typed(tokens: Iterator[SExpr] | Sequence[SExpr]) -> Iterator[tuple[str, str]]:
     """(name, type) pairs of a typed list; names without a type are of type `object`.
 
-    A comma belongs to the type's name, as it does in the official planner: `(?l - location, ?r - receptacle)`
-    in ALFWorld's domain therefore quantifies over the type `location,` that no object has, and never holds.
+    A comma belongs to the type's name, as in the official planner: `(?l - location, ?r - receptacle)` in
+    ALFWorld's domain therefore quantifies over the type `location,`, which no object has, and never holds.
     """
     pending: list[str] = []
     stream = iter(tokens)
     for token in stream:
         if not isinstance(token, str):
-            raise EnvironmentError(f"PDDL: expected a name in a typed list, got {_show(token)}")
+            raise EnvError(f"PDDL: expected a name in a typed list, got {_show(token)}")
         if token == "-":
             kind = next(stream, None)
             if not isinstance(kind, str):
-                raise EnvironmentError(
+                raise EnvError(
                     "PDDL: a typed list ends in '-' or uses (either ...), which is not supported"
                 )
             yield from ((name, kind) for name in pending)
@@ -177,25 +190,15 @@ def _typed(tokens: Iterator[SExpr] | Sequence[SExpr]) -> Iterator[tuple[str, str
     yield from ((name, "object") for name in pending)
 
 
-def _supertypes(parents: dict[str, str]) -> dict[str, frozenset[str]]:
-    closed: dict[str, frozenset[str]] = {}
-    for kind in ("object", *parents):
-        above = [kind]
-        while above[-1] in parents and parents[above[-1]] not in above:
-            above.append(parents[above[-1]])
-        closed[kind] = frozenset((*above, "object"))
-    return closed
-
-
 def _action(section: list[SExpr]) -> Action:
     name, fields = section[0], section[1:]
     if not isinstance(name, str) or len(fields) % 2:
-        raise EnvironmentError(
+        raise EnvError(
             f"PDDL action {_show(name)}: expected :parameters, :precondition and :effect with values"
         )
     values = {_show(key): value for key, value in zip(fields[::2], fields[1::2], strict=True)}
     parameters = tuple(_typed(_list(values.get(":parameters", []))))
-    precondition = normalise(values.get(":precondition", []), dict(parameters))
+    precondition = to_dnf(values.get(":precondition", []), dict(parameters))
     effects = tuple(_effects(values.get(":effect", []), dict(parameters), {}, None))
     return Action(name, parameters, precondition, effects)
 
@@ -215,17 +218,8 @@ def _effects(
         both: SExpr = parts[1] if condition is None else ["and", condition, parts[1]]
         yield from _effects(parts[2], parameters, variables, both)
     elif head not in _NUMERIC:
-        normal = None if condition is None else normalise(condition, {**parameters, **variables})
+        normal = None if condition is None else to_dnf(condition, {**parameters, **variables})
         yield Effect(_literal(parts, True), variables, normal)
-
-
-def _facts(section: list[SExpr]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for part in section:
-        fact = _list(part)
-        if fact and fact[0] in ("=", "not"):  # distances, and what is false anyway
-            continue
-        literal = _literal(fact, True)
-        yield literal.predicate, literal.arguments
 
 
 def _normal(tree: SExpr, positive: bool, scope: dict[str, str], fresh: Iterator[int]) -> list[Conjunct]:
@@ -238,18 +232,23 @@ def _normal(tree: SExpr, positive: bool, scope: dict[str, str], fresh: Iterator[
         return _normal(["or", ["not", parts[1]], parts[2]], positive, scope, fresh)
     if head in ("and", "or"):
         alternatives = [_normal(part, positive, scope, fresh) for part in parts[1:]]
-        return (
-            _product(alternatives)
-            if (head == "and") == positive
-            else [c for group in alternatives for c in group]
-        )
+        if (head == "and") != positive:
+            return [part for group in alternatives for part in group]
+        return [
+            Conjunct(
+                {name: kind for part in parts for name, kind in part.variables.items()},
+                tuple(literal for part in parts for literal in part.literals),
+                tuple(condition for part in parts for condition in part.refuted),
+            )
+            for parts in product(*alternatives)
+        ]
     if head in ("exists", "forall"):
         return _quantified(parts, (head == "exists") == positive, positive, scope, fresh)
     literal = _literal(parts, positive)
     renamed = tuple(scope.get(name, name) for name in literal.arguments)
     unbound = next((name for name in renamed if name.startswith("?") and name not in scope.values()), None)
     if unbound is not None:
-        raise EnvironmentError(f"PDDL: variable {unbound} of {_show(tree)} is not declared")
+        raise EnvError(f"PDDL: variable {unbound} of {_show(tree)} is not declared")
     return [Conjunct({}, (Literal(literal.predicate, renamed, positive),))]
 
 
@@ -257,7 +256,7 @@ def _quantified(
     parts: list[SExpr], exists: bool, positive: bool, scope: dict[str, str], fresh: Iterator[int]
 ) -> list[Conjunct]:
     if len(parts) != 3:
-        raise EnvironmentError(f"PDDL: {_show(parts)} needs variables and one condition")
+        raise EnvError(f"PDDL: {_show(parts)} needs variables and one condition")
     renaming = {name: f"{name}#{next(fresh)}" for name, _ in _typed(_list(parts[1]))}
     variables = {renaming[name]: kind for name, kind in _typed(_list(parts[1]))}
     inner = {**scope, **renaming}
@@ -267,29 +266,18 @@ def _quantified(
     return bound if exists else [Conjunct({}, (), (tuple(bound),))]
 
 
-def _product(alternatives: list[list[Conjunct]]) -> list[Conjunct]:
-    result = [Conjunct({}, ())]
-    for options in alternatives:
-        result = [
-            Conjunct({**a.variables, **b.variables}, a.literals + b.literals, a.refuted + b.refuted)
-            for a in result
-            for b in options
-        ]
-    return result
-
-
 def _literal(parts: Sequence[SExpr], positive: bool) -> Literal:
     if parts and parts[0] == "not" and len(parts) == 2:
         return _literal(_list(parts[1]), not positive)
     if not parts or not all(isinstance(part, str) for part in parts):
-        raise EnvironmentError(f"PDDL: expected (predicate argument ...), got {_show(list(parts))}")
+        raise EnvError(f"PDDL: expected (predicate argument ...), got {_show(list(parts))}")
     names = [str(part) for part in parts]
     return Literal(names[0], tuple(names[1:]), positive)
 
 
 def _list(tree: SExpr) -> list[SExpr]:
     if isinstance(tree, str):
-        raise EnvironmentError(f"PDDL: expected a list, got {tree!r}")
+        raise EnvError(f"PDDL: expected a list, got {tree!r}")
     return tree
 
 

@@ -1,6 +1,6 @@
-"""Join orders: turns a condition in normal form into a query, cheapest relation first.
+"""Query planning: turns a condition in normal form into joins, cheapest relation first.
 
-The order only matters for speed. Fan-outs are measured on the facts of the first problem a rule set meets.
+The order only affects speed. Fan-outs are measured on the facts of the first problem that uses a rule set.
 """
 
 from __future__ import annotations
@@ -10,24 +10,24 @@ from dataclasses import dataclass, field
 
 from envs.alfworld.pddl import Conjunct, Literal
 from envs.alfworld.relations import (
+    Equal,
     Fact,
-    Match,
+    Filter,
+    Join,
+    NotExists,
     Query,
-    Refute,
-    Same,
     Schema,
     Stage,
-    Test,
     getter,
     tuple_getter,
 )
-from envs.alfworld.story import type_predicate
-from envs.base import EnvironmentError
+from envs.alfworld.text_compiler import type_predicate
+from envs.base import EnvError
 
 
 @dataclass(slots=True)
 class Planner:
-    """Plans queries whose rows start with `constants` (the object names the rules mention)."""
+    """Plans queries whose rows start with `constants` (the object names in the rules)."""
 
     schema: Schema
     constants: list[str]
@@ -37,9 +37,9 @@ class Planner:
     def plan(
         self, conjunct: Conjunct, columns: Mapping[str, int], width: int
     ) -> tuple[Query, dict[str, int]]:
-        """A query from rows of `width` columns, of which `columns` names the variables already bound.
+        """A query over rows of `width` columns; `columns` maps the variables already bound to columns.
 
-        Returns it with the columns of all variables in its rows.
+        Returns the query and the columns of all variables in its rows.
         """
         return _Plan(self, conjunct, dict(columns), width).run()
 
@@ -72,7 +72,7 @@ def predicates_of(conjuncts: Iterable[Conjunct]) -> set[str]:
 
 
 class _Plan:
-    """One greedy planning run."""
+    """Greedy planning of one query."""
 
     def __init__(self, planner: Planner, conjunct: Conjunct, columns: dict[str, int], width: int) -> None:
         self.planner = planner
@@ -80,7 +80,7 @@ class _Plan:
         self.columns = columns
         self.width = width
         self.stages: list[Stage] = []
-        # a parameter may be bound already (the start row of an effect), then its type is known too
+        # a variable that is already bound (a parameter in an effect) has a known type
         typed = [Literal(type_predicate(k), (v,)) for v, k in conjunct.variables.items() if v not in columns]
         self.open = [*conjunct.literals, *typed]
 
@@ -90,51 +90,47 @@ class _Plan:
             positive = [literal for literal in self.open if literal.positive and literal.predicate != "="]
             if not positive:
                 break
-            self._match(min(positive, key=self._cost))
+            self._join(
+                min(positive, key=lambda it: self.planner.fan_out(it.predicate, self._bound_positions(it)))
+            )
             self._settle()
         if self.open:
-            raise EnvironmentError(f"PDDL: variables of {self.open[0]} cannot be bound")
-        self._refute()
+            raise EnvError(f"PDDL: variables of {self.open[0]} cannot be bound")
+        for condition in self.conjunct.refuted:
+            queries = tuple(self.planner.plan(part, self.columns, self.width)[0] for part in condition)
+            self.stages.append(NotExists(queries))
         return Query(tuple(self.stages)), self.columns
 
     def _column(self, name: str) -> int | None:
         return self.columns.get(name) if name.startswith("?") else self.planner.constants.index(name)
 
-    def _known(self, literal: Literal) -> tuple[int, ...]:
+    def _bound_positions(self, literal: Literal) -> tuple[int, ...]:
         return tuple(i for i, name in enumerate(literal.arguments) if self._column(name) is not None)
 
-    def _cost(self, literal: Literal) -> float:
-        return self.planner.fan_out(literal.predicate, self._known(literal))
-
     def _settle(self) -> None:
-        """Tests every literal whose arguments are all bound by now."""
+        """Filters by every literal whose arguments are all bound."""
         for literal in tuple(self.open):
             columns = [column for name in literal.arguments if (column := self._column(name)) is not None]
             if len(columns) < len(literal.arguments):
                 continue
             self.open.remove(literal)
             if literal.predicate == "=":
-                self.stages.append(Same(columns[0], columns[1], literal.positive))
+                self.stages.append(Equal(columns[0], columns[1], literal.positive))
             else:
                 slot = self.planner.schema.slot(literal.predicate, tuple(range(len(columns))))
-                self.stages.append(Test(slot, getter(columns), literal.positive))
+                self.stages.append(Filter(slot, getter(columns), literal.positive))
 
-    def _match(self, literal: Literal) -> None:
+    def _join(self, literal: Literal) -> None:
         self.open.remove(literal)
-        known = self._known(literal)
+        known = self._bound_positions(literal)
         key = [column for name in literal.arguments if (column := self._column(name)) is not None]
         new = [i for i in range(len(literal.arguments)) if i not in known]
         slot = self.planner.schema.slot(literal.predicate, known)
-        self.stages.append(Match(slot, getter(key), tuple_getter(new)))
+        self.stages.append(Join(slot, getter(key), tuple_getter(new)))
         for i in new:
             name = literal.arguments[i]
             if name in self.columns:
-                self.stages.append(Same(self.columns[name], self.width, True))
+                self.stages.append(Equal(self.columns[name], self.width, True))
             else:
                 self.columns[name] = self.width
             self.width += 1
-
-    def _refute(self) -> None:
-        for condition in self.conjunct.refuted:
-            queries = tuple(self.planner.plan(part, self.columns, self.width)[0] for part in condition)
-            self.stages.append(Refute(queries))

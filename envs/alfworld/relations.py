@@ -1,8 +1,8 @@
 """Facts as indexed relations, and conjunctive queries over them as left-deep joins.
 
-Objects are small integers in the order of their names, so sorted facts come out in the official order. Every
-access path (predicate, bound positions) a query needs is one index: key -> sorted tuple of facts. Buckets are
-immutable, so a new episode is a shallow copy of the changing indexes.
+Objects are small integers in the order of their names, so sorted facts are in the official order. Every
+access path (predicate, bound positions) of a query is one index: key -> sorted tuple of facts. Buckets are
+immutable, so a new episode is a shallow copy of the indexes that can change.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Getter: TypeAlias = Callable[[Sequence[int]], Any]
 
 
 def getter(positions: Sequence[int]) -> Getter:
-    """Picks `positions` of a row or fact as an index key: a scalar for one position, a tuple otherwise."""
+    """Selects `positions` of a row or fact as an index key: a scalar for one position, a tuple otherwise."""
     if not positions:
         return lambda row: ()
     return itemgetter(*positions)
 
 
 def tuple_getter(positions: Sequence[int]) -> Callable[[Sequence[int]], Row]:
-    """Picks `positions` of a row or fact, always as a tuple."""
+    """Selects `positions` of a row or fact, always as a tuple."""
     if len(positions) == 1:
         (position,) = positions
         return lambda row: (row[position],)
@@ -35,7 +35,7 @@ def tuple_getter(positions: Sequence[int]) -> Callable[[Sequence[int]], Row]:
 
 @dataclass(slots=True)
 class Schema:
-    """The access paths of all queries of one rule set; a path's place in the order of arrival is its slot."""
+    """The access paths of all queries of one rule set, numbered (by slot) in the order of registration."""
 
     paths: dict[tuple[str, tuple[int, ...]], int] = field(default_factory=dict)
 
@@ -65,7 +65,7 @@ class Relations:
             self.indexes[slot] = {key: tuple(sorted(group)) for key, group in groups.items()}
 
     def copy(self) -> Relations:
-        """An independent copy; indexes of predicates that never change are shared."""
+        """An independent copy; indexes of predicates that cannot change are shared."""
         twin = object.__new__(Relations)
         twin._paths = self._paths
         twin.indexes = self.indexes.copy()
@@ -75,7 +75,7 @@ class Relations:
         return twin
 
     def add(self, predicate: str, fact: Fact) -> None:
-        """Makes `fact` true; nothing happens where it is already."""
+        """Makes `fact` true; has no effect if it already is."""
         for slot, key in self._paths[predicate]:
             index, at = self.indexes[slot], key(fact)
             bucket = index.get(at, ())
@@ -83,7 +83,7 @@ class Relations:
                 index[at] = tuple(sorted((*bucket, fact)))
 
     def remove(self, predicate: str, fact: Fact) -> None:
-        """Makes `fact` false; nothing happens where it is already."""
+        """Makes `fact` false; has no effect if it already is."""
         for slot, key in self._paths[predicate]:
             index, at = self.indexes[slot], key(fact)
             bucket = index.get(at, ())
@@ -96,8 +96,8 @@ class Relations:
 
 
 @dataclass(frozen=True, slots=True)
-class Match:
-    """Extends each row by the new values of every fact that agrees with it, in the facts' order."""
+class Join:
+    """Extends each row by the new values of every matching fact, in the order of the facts."""
 
     slot: int
     key: Getter  # of the row
@@ -109,7 +109,7 @@ class Match:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Filter:
     """Keeps the rows for which a fully bound fact is true (or false)."""
 
     slot: int
@@ -124,7 +124,7 @@ class Test:
 
 
 @dataclass(frozen=True, slots=True)
-class Same:
+class Equal:
     """Keeps the rows whose two values are equal (or different)."""
 
     left: int
@@ -136,8 +136,8 @@ class Same:
 
 
 @dataclass(frozen=True, slots=True)
-class Refute:
-    """Keeps the rows under which none of the queries has a solution."""
+class NotExists:
+    """Keeps the rows for which none of the queries has a solution (an anti-join)."""
 
     queries: tuple[Query, ...]
 
@@ -146,8 +146,8 @@ class Refute:
 
 
 @dataclass(frozen=True, slots=True)
-class Distinct:
-    """Keeps the rows whose values from `start` on occur once in the row."""
+class AllDifferent:
+    """Keeps the rows whose values from column `start` on occur once in the row."""
 
     start: int
 
@@ -156,12 +156,12 @@ class Distinct:
         return [row for row in rows if all(row.count(value) == 1 for value in row[start:])]
 
 
-Stage: TypeAlias = Match | Test | Same | Refute | Distinct
+Stage: TypeAlias = Join | Filter | Equal | NotExists | AllDifferent
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A join: stages applied to one start row, stopping as soon as nothing is left."""
+    """A left-deep join: stages applied to one start row, stopping as soon as no row is left."""
 
     stages: tuple[Stage, ...]
 

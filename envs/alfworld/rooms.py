@@ -1,4 +1,4 @@
-"""Furnished rooms: a floor plan's real surfaces, and places for the ones its layout leaves out."""
+"""The receptacles of a floor plan: those of its layout, and positions for those the layout omits."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _STANDING_ON_COUNTER = {
 }  # how many a room has
 _HANGING = {"HandTowelHolder", "TowelHolder", "ToiletPaperHanger"}
 _COUNTERS = ("CounterTop", "DiningTable", "SideTable", "Desk", "Dresser")
-_COUNTER_HEIGHT, _HANGING_HEIGHT, _REACH, _GRID = 0.9, 1.4, 0.6, 0.25  # metres
+_COUNTER_HEIGHT, _HANGING_HEIGHT, _REACH, _GRID = 0.9, 1.4, 0.6, 0.25  # meters
 
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """A receptacle of the room: its id as AI2-THOR writes it, its type, and where one stands to use it."""
+    """A receptacle of the room: its AI2-THOR id, its type, and the pose from which it is used."""
 
     id: str
     kind: str
@@ -30,13 +30,13 @@ class Surface:
 
     @property
     def position(self) -> tuple[float, float, float]:
-        """x, y, z in metres, read from the id."""
+        """x, y, z in meters, read from the id."""
         x, y, z = (float(part) for part in self.id.split("|")[1:4])
         return x, y, z
 
 
-def kind_of(surface_id: str) -> str:
-    """The receptacle type of an id: the basin where it is part of a sink or bathtub."""
+def receptacle_type(surface_id: str) -> str:
+    """The receptacle type of an id; the basin if it is part of a sink or bathtub."""
     parts = surface_id.split("|")
     return parts[-1] if len(parts) > 4 else parts[0]
 
@@ -44,21 +44,22 @@ def kind_of(surface_id: str) -> str:
 def furnish(plan: FloorPlan, wheel: Wheel, rng: Random) -> list[Surface]:
     """All receptacles of a floor plan.
 
-    The layout's own keep their positions. Those that the plan lists without a position are placed where such
-    things are: burners and machines on a counter, holders on a wall, the rest on the floor along the wall.
+    Those of the layout keep their positions. Those that the plan lists without a position are placed
+    plausibly: burners and machines on a counter, holders on a wall, the rest on the floor along a wall.
     """
     real = [
         (name + "|BathtubBasin" if name.startswith("Bathtub|") and name.count("|") == 3 else name, pose)
         for name, pose in plan.surfaces
     ]
     surfaces = [
-        Surface(name, kind_of(name), pose, kind_of(name) in wheel.openable)
+        Surface(name, kind, pose, kind in wheel.openable)
         for name, pose in real
-        if kind_of(name) in wheel.holds
+        if (kind := receptacle_type(name)) in wheel.holds
     ]
     counters = [surface for surface in surfaces if surface.kind in _COUNTERS]
     present = {surface.kind for surface in surfaces}
-    free = _free_points(plan, surfaces)
+    taken = {(surface.pose.x, surface.pose.z) for surface in surfaces}
+    free = [point for point in plan.standing if point not in taken]
     for kind in plan.kinds:
         if kind not in wheel.holds or kind in present:
             continue
@@ -75,48 +76,30 @@ def numeral(value: float) -> str:
     return f"{value:+06.2f}"
 
 
-def _free_points(plan: FloorPlan, surfaces: list[Surface]) -> list[tuple[float, float]]:
-    taken = {(surface.pose.x, surface.pose.z) for surface in surfaces}
-    return [point for point in plan.standing if point not in taken]
-
-
 def _placed(
     kind: str, on: Surface | None, free: list[tuple[float, float]], wheel: Wheel, rng: Random
 ) -> Surface:
-    """A surface of `kind` on a counter or along a wall; its standing point is taken out of `free`."""
+    """A surface of `kind` on a counter or along a wall; its standing point is removed from `free`."""
     if on is not None:
         x, y, z = on.position
         x, z = x + rng.uniform(-0.3, 0.3), z + rng.uniform(-0.3, 0.3)
         y = max(y, _COUNTER_HEIGHT)
         point = min(free, key=lambda p: math.dist(p, (x, z)))
     else:
-        point, (dx, dz) = _by_the_wall(free, rng)
+        points, turns = set(free), ((0, 1), (1, 0), (0, -1), (-1, 0))
+        # a point with a blocked neighbor, and the direction of that neighbor
+        point, (dx, dz) = rng.choice([
+            (p, (dx, dz))
+            for p in free
+            for dx, dz in turns
+            if (p[0] + dx * _GRID, p[1] + dz * _GRID) not in points
+        ])
         x, z = point[0] + dx * _REACH, point[1] + dz * _REACH
         y = _HANGING_HEIGHT if kind in _HANGING else 0.0
     free.remove(point)
     suffix = {"SinkBasin": "Sink", "BathtubBasin": "Bathtub"}.get(kind)
     name = f"{suffix or kind}|{numeral(x)}|{numeral(y)}|{numeral(z)}" + (f"|{kind}" if suffix else "")
-    return Surface(name, kind, Pose(*point, _towards(point, (x, z)), _tilt(y)), kind in wheel.openable)
-
-
-def _by_the_wall(free: list[tuple[float, float]], rng: Random) -> tuple[tuple[float, float], tuple[int, int]]:
-    """A point with a blocked neighbour, and the direction of that neighbour."""
-    known = set(free)
-    edges = [
-        (point, (dx, dz))
-        for point in free
-        for dx, dz in ((0, 1), (1, 0), (0, -1), (-1, 0))
-        if (point[0] + dx * _GRID, point[1] + dz * _GRID) not in known
-    ]
-    return rng.choice(edges)
-
-
-def _towards(point: tuple[float, float], target: tuple[float, float]) -> int:
-    """The quarter turn (degrees clockwise from +z) that faces the target best."""
-    dx, dz = target[0] - point[0], target[1] - point[1]
-    return round(math.degrees(math.atan2(dx, dz)) / 90) % 4 * 90
-
-
-def _tilt(height: float) -> int:
-    """Degrees to look down (a multiple of 15) at something that high."""
-    return 60 if height < 0.3 else 45 if height < 1.1 else 0 if height < 1.8 else -30
+    # face the surface in quarter turns (clockwise from +z), and look down by a multiple of 15 degrees
+    rotation = round(math.degrees(math.atan2(x - point[0], z - point[1])) / 90) % 4 * 90
+    horizon = 60 if y < 0.3 else 45 if y < 1.1 else 0 if y < 1.8 else -30
+    return Surface(name, kind, Pose(*point, rotation, horizon), kind in wheel.openable)

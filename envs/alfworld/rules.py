@@ -1,22 +1,21 @@
-"""One domain and one grammar, compiled together; shared by every game that carries the same two texts."""
+"""One domain and one grammar, compiled together; shared by all games with the same two texts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 from envs.alfworld.grammar import Placeholder, parse_grammar, parse_symbols
 from envs.alfworld.pddl import Action, Conjunct, Domain, Effect, Literal
 from envs.alfworld.planning import Planner, constants_of, predicates_of
 from envs.alfworld.relations import Fact, Getter, Query, Relations, Row, Schema, getter, tuple_getter
-from envs.alfworld.story import Compiler, Node, type_predicate
-from envs.base import EnvironmentError
+from envs.alfworld.text_compiler import Node, TextCompiler, type_predicate
+from envs.base import EnvError
 
 
 @dataclass(frozen=True, slots=True)
 class CompiledEffect:
-    """`predicate` of the picked arguments changes, for every solution of any of `queries` (None: always)."""
+    """`predicate` of the selected arguments changes for every solution of any of `queries` (None: always)."""
 
     predicate: str
     positive: bool
@@ -34,28 +33,41 @@ class CompiledEffect:
 
 @dataclass(frozen=True, slots=True)
 class CompiledAction:
-    """An action ready to be enumerated, typed, applied and told."""
+    """An action whose instances can be enumerated, rendered as commands and applied."""
 
     name: str
     queries: tuple[tuple[Query, Callable[[Sequence[int]], Row]], ...]
     idle: tuple[tuple[int, int], ...] | None  # argument pairs whose equality makes the action change nothing
     effects: tuple[CompiledEffect, ...]
     template: Node
-    typed_by: Getter | None  # the arguments that decide how the action is typed; None: the state decides, too
+    typed_by: Getter | None  # the arguments that determine the command; None: it depends on the state too
     feedback: Node
-    reads: int | None  # slot of all facts of the one changing predicate that decides where this is applicable
+    reads: int | None  # slot of the only changing predicate that applicability depends on
 
     def instances(self, constants: Row, state: Relations) -> list[Row]:
-        """The argument tuples under which the action is applicable and changes something."""
+        """The argument tuples for which the action is applicable and changes something."""
         found = [arguments(row) for query, arguments in self.queries for row in query.rows(constants, state)]
         if self.idle is not None:
             found = [row for row in found if not all(row[i] == row[j] for i, j in self.idle)]
         return list(dict.fromkeys(found)) if len(self.queries) > 1 else found
 
+    def apply(self, row: Row, state: Relations) -> None:
+        """Change `state`; `row` is the constants, then the action's arguments."""
+        changes = [(effect, effect.facts(row, state)) for effect in self.effects]
+        added = {(effect.predicate, fact) for effect, facts in changes if effect.positive for fact in facts}
+        for effect, facts in changes:
+            for fact in facts:
+                if not effect.positive and (effect.predicate, fact) not in added:
+                    state.remove(effect.predicate, fact)
+                    state.add(f"not_{effect.predicate}", fact)
+        for predicate, fact in added:
+            state.add(predicate, fact)
+            state.remove(f"not_{predicate}", fact)
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Everything games with one domain and one grammar share."""
+    """Everything that games with one domain and one grammar share."""
 
     domain: Domain
     schema: Schema
@@ -66,19 +78,22 @@ class Rules:
 
 
 def compile_rules(domain: Domain, grammar_text: str, facts: Mapping[str, Sequence[Fact]]) -> Rules:
-    """Compiles a domain and a grammar; `facts` of some problem tell the planner how large relations are."""
+    """Compiles a domain and a grammar; `facts` of one problem are the planner's size estimates."""
     grammar = parse_grammar(grammar_text)
     schema = Schema()
-    constants = sorted(set(chain.from_iterable(_constants(action) for action in domain.actions)))
+    conditions = [conjunct for action in domain.actions for conjunct in action.precondition]
+    for effect in domain.effects:
+        conditions += [Conjunct({}, (effect.literal,)), *(effect.condition or ())]
+    constants = sorted(constants_of(conditions))
     planner = Planner(schema, constants, facts)
-    conditional = {e.literal.predicate for a in domain.actions for e in a.effects if e.condition is not None}
-    compiler = Compiler(grammar, schema, frozenset(domain.supertypes), frozenset(conditional))
+    conditional = {effect.literal.predicate for effect in domain.effects if effect.condition is not None}
+    compiler = TextCompiler(grammar, schema, frozenset(domain.supertypes), frozenset(conditional))
     intro = compiler.symbols(parse_symbols("#intro#"), ())
     actions = []
     for action in domain.actions:
         text = grammar.actions.get(action.name)
         if text is None:
-            raise EnvironmentError(f"grammar: action {action.name!r} of the domain has no template")
+            raise EnvError(f"grammar: action {action.name!r} of the domain has no template")
         signature = tuple(Placeholder(name.removeprefix("?"), kind) for name, kind in action.parameters)
         compiler.clear()
         template = compiler.symbols(text.template, signature)
@@ -88,14 +103,6 @@ def compile_rules(domain: Domain, grammar_text: str, facts: Mapping[str, Sequenc
         actions.append(_action(action, planner, domain.fluents, template, typed_by, feedback))
     negated = {f"not_{name}" for name in domain.fluents}
     return Rules(domain, schema, tuple(constants), domain.fluents | negated, tuple(actions), intro)
-
-
-def _constants(action: Action) -> set[str]:
-    names = constants_of(action.precondition)
-    for effect in action.effects:
-        names |= constants_of(effect.condition or ())
-        names.update(name for name in effect.literal.arguments if not name.startswith("?"))
-    return names
 
 
 def _action(
@@ -144,9 +151,9 @@ def _effect(effect: Effect, planner: Planner, columns: dict[str, int]) -> Compil
 
 
 def _idle(action: Action) -> tuple[tuple[int, int], ...] | None:
-    """The argument pairs that, all equal, make every effect true already; None where that cannot happen.
+    """The argument pairs that, if all are equal, make every effect already true; None if that cannot happen.
 
-    The official planner drops such instances (going where one is), so they are not admissible.
+    The official planner drops such instances (going to the present location), so they are not admissible.
     """
     position = {name: i for i, (name, _) in enumerate(action.parameters)}
     required = set(action.precondition[0].literals) if len(action.precondition) == 1 else set()
@@ -160,7 +167,7 @@ def _idle(action: Action) -> tuple[tuple[int, int], ...] | None:
             return None
         both = zip(effect.literal.arguments, match.arguments, strict=True)
         pairs.update((position[a], position[b]) for a, b in both if a != b)
-    # a deletion is undone by an addition of the same fact, which the pairs then bring about
+    # a deletion is undone by an addition of the same fact, which equal pairs imply
     deleted = [effect.literal.negated() for effect in action.effects if not effect.literal.positive]
     undone = all(any(_unifiable(literal, effect.literal) for effect in added) for literal in deleted)
     return tuple(sorted(pairs)) if undone else None
@@ -180,11 +187,11 @@ def _unifiable(one: Literal, other: Literal) -> bool:
 def type_facts(
     objects: Mapping[str, str], numbers: Mapping[str, int], domain: Domain
 ) -> dict[str, list[Fact]]:
-    """The unary relations of all types; raises EnvironmentError for an object of an unknown type."""
+    """The unary relations of all types; raises EnvError for an object of an unknown type."""
     facts: dict[str, list[Fact]] = {}
     for name, kind in objects.items():
         if kind not in domain.supertypes:
-            raise EnvironmentError(f"PDDL problem: object {name!r} has unknown type {kind!r}")
+            raise EnvError(f"PDDL problem: object {name!r} has unknown type {kind!r}")
         for above in domain.supertypes[kind]:
             facts.setdefault(type_predicate(above), []).append((numbers[name],))
     return facts

@@ -1,4 +1,4 @@
-"""Random scenes: a task, a floor plan (or part of it), and objects in sensible places."""
+"""Random scenes: a task, a floor plan (or part of it), and plausibly placed objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOOLS = {
     "pick_heat_then_place_in_recep": ("Heatable", "Microwave"),
     "pick_cool_then_place_in_recep": ("Coolable", "Fridge"),
 }
-# The wheel does not say where lamps stand; the official rules need them in or on a receptacle.
+# The alfworld package does not say where lamps stand; the official rules need them in or on a receptacle.
 _LAMPS = {
     "DeskLamp": ("Desk", "SideTable", "Dresser", "DiningTable", "CoffeeTable", "Shelf"),
     "FloorLamp": ("SideTable", "Sofa", "ArmChair", "Desk", "Dresser", "Bed", "CoffeeTable"),
@@ -24,16 +24,16 @@ _COPIES = (1, 1, 2, 3)  # of every other kind, drawn at random
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Upper bounds on a room's size, None for as it is; what the task needs is kept in any case."""
+class RoomLimits:
+    """Upper bounds on a room's size (None: unlimited); what the task needs is always kept."""
 
     receptacles: int | None = None
     objects: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
-    """What the agent is to do; `receptacle`, `tool` and `lamp` are empty where the task has none."""
+class TaskSpec:
+    """What the agent has to do; `receptacle`, `tool` and `lamp` are empty if the task has none."""
 
     task_type: str
     object: str
@@ -43,8 +43,8 @@ class Errand:
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """An object and the receptacle it is in or on at the start."""
+class PlacedObject:
+    """An object and the receptacle that holds it at the start."""
 
     id: str
     kind: str
@@ -53,37 +53,40 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A drawn game before it is written down."""
+    """A random game before it is written to files."""
 
     plan: FloorPlan
-    errand: Errand
+    spec: TaskSpec
     surfaces: tuple[Surface, ...]
-    things: tuple[Thing, ...]
+    objects: tuple[PlacedObject, ...]
     start: Pose
     sentence: str
 
 
-def draw(wheel: Wheel, plan: FloorPlan, task_type: str, limits: Limits, rng: Random) -> Scene | None:
-    """A random scene of this task on this floor plan, or None where the plan lacks what the task needs."""
+def draw(wheel: Wheel, plan: FloorPlan, task_type: str, limits: RoomLimits, rng: Random) -> Scene | None:
+    """A random scene of this task on this floor plan, or None if the plan lacks what the task needs."""
     room = furnish(plan, wheel, rng)
     portable = [kind for kind in plan.kinds if kind in wheel.objects and kind not in wheel.holds]
-    errand = _errand(wheel, plan, {surface.kind for surface in room}, portable, task_type, rng)
-    if errand is None:
+    spec = _task_spec(wheel, plan, {surface.kind for surface in room}, portable, task_type, rng)
+    if spec is None:
         return None
-    surfaces = _shrunk(room, wheel, errand, limits, rng)
-    things = _things(wheel, surfaces, portable, errand, limits, rng)
-    if things is None:
+    surfaces = _shrunk(room, wheel, spec, limits, rng)
+    objects = _placed_objects(wheel, surfaces, portable, spec, limits, rng)
+    if objects is None:
         return None
     sentence = rng.choice(wheel.goals[task_type].sentences).format(
-        obj=errand.object.lower(), recep=errand.receptacle.lower(), toggle=errand.lamp.lower()
+        obj=spec.object.lower(), recep=spec.receptacle.lower(), toggle=spec.lamp.lower()
     )
-    return Scene(plan, errand, tuple(surfaces), tuple(things), _start(plan, room, rng), sentence)
+    taken = {str(surface.pose) for surface in room}
+    poses = [Pose(x, z, rotation, 30) for x, z in plan.standing for rotation in (0, 90, 180, 270)]
+    start = rng.choice([pose for pose in poses if str(pose) not in taken])
+    return Scene(plan, spec, tuple(surfaces), tuple(objects), start, sentence)
 
 
-def _errand(
+def _task_spec(
     wheel: Wheel, plan: FloorPlan, kinds: set[str], portable: Sequence[str], task_type: str, rng: Random
-) -> Errand | None:
-    """An object, and where to bring it: never to the only kind of place it can come from, nor to the tool."""
+) -> TaskSpec | None:
+    """An object and its target: never the only kind of place where the object can be, nor the tool."""
     action, tool = _TOOLS.get(task_type, ("", ""))
     lamp = ""
     if task_type == "look_at_obj_in_light":
@@ -100,20 +103,22 @@ def _errand(
         homes = {place for place in kinds if kind in wheel.holds[place]}
         targets = [""] if lamp else sorted(homes - {tool})
         options += [(kind, target) for target in targets if homes - {target}]
-    return Errand(task_type, *rng.choice(options), tool, lamp) if options else None
+    return TaskSpec(task_type, *rng.choice(options), tool, lamp) if options else None
 
 
-def _shrunk(room: list[Surface], wheel: Wheel, errand: Errand, limits: Limits, rng: Random) -> list[Surface]:
-    """The room, or as much as the limit allows: a source, a target, a tool, a lamp's place, then anything."""
+def _shrunk(
+    room: list[Surface], wheel: Wheel, spec: TaskSpec, limits: RoomLimits, rng: Random
+) -> list[Surface]:
+    """The room within its limit: a source, a target, a tool and a place for the lamp, then anything else."""
     if limits.receptacles is None or len(room) <= limits.receptacles:
         return room
     order = list(room)
     rng.shuffle(order)
     needs: list[Callable[[Surface], bool]] = [
-        lambda surface: _is_source(wheel, errand, surface),
-        lambda surface: surface.kind == errand.receptacle,
-        lambda surface: surface.kind == errand.tool,
-        lambda surface: surface.kind in _LAMPS.get(errand.lamp, ()),
+        lambda surface: _is_source(wheel, spec, surface),
+        lambda surface: surface.kind == spec.receptacle,
+        lambda surface: surface.kind == spec.tool,
+        lambda surface: surface.kind in _LAMPS.get(spec.lamp, ()),
     ]
     kept: list[Surface] = []
     for need in needs:
@@ -124,56 +129,49 @@ def _shrunk(room: list[Surface], wheel: Wheel, errand: Errand, limits: Limits, r
     return [surface for surface in room if surface in kept]
 
 
-def _things(
+def _placed_objects(
     wheel: Wheel,
     surfaces: Sequence[Surface],
     portable: Sequence[str],
-    errand: Errand,
-    limits: Limits,
+    spec: TaskSpec,
+    limits: RoomLimits,
     rng: Random,
-) -> list[Thing] | None:
-    """Objects in their places: the lamp, those to be picked (none at the target yet), then the rest."""
-    things: list[Thing] = []
+) -> list[PlacedObject] | None:
+    """Objects in their places: the lamp, those to be picked up (none at the target), then the rest."""
+    objects: list[PlacedObject] = []
     most = limits.objects if limits.objects is not None else 1_000
 
     def place(kind: str, places: Sequence[Surface]) -> bool:
         if places:
-            things.append(_thing(kind, rng.choice(places), things, rng))
+            objects.append(_placed_object(kind, rng.choice(places), objects, rng))
         return bool(places)
 
-    if errand.lamp and not place(errand.lamp, [s for s in surfaces if s.kind in _LAMPS[errand.lamp]]):
+    if spec.lamp and not place(spec.lamp, [s for s in surfaces if s.kind in _LAMPS[spec.lamp]]):
         return None
-    fewest = 2 if errand.task_type == "pick_two_obj_and_place" else 1
-    copies = rng.randint(fewest, max(fewest, min(_MOST_TARGETS, most - len(things))))
-    sources = [surface for surface in surfaces if _is_source(wheel, errand, surface)]
-    if not all(place(errand.object, sources) for _ in range(copies)):
+    fewest = 2 if spec.task_type == "pick_two_obj_and_place" else 1
+    copies = rng.randint(fewest, max(fewest, min(_MOST_TARGETS, most - len(objects))))
+    sources = [surface for surface in surfaces if _is_source(wheel, spec, surface)]
+    if not all(place(spec.object, sources) for _ in range(copies)):
         return None
-    kinds = [kind for kind in portable if kind != errand.object and kind not in wheel.actions["Toggleable"]]
+    kinds = [kind for kind in portable if kind != spec.object and kind not in wheel.actions["Toggleable"]]
     others = [kind for kind in kinds for _ in range(rng.choice(_COPIES))]
     rng.shuffle(others)
     for kind in others:
-        if len(things) >= most:
+        if len(objects) >= most:
             break
         place(kind, [surface for surface in surfaces if kind in wheel.holds[surface.kind]])
-    return things
+    return objects
 
 
-def _is_source(wheel: Wheel, errand: Errand, surface: Surface) -> bool:
-    return surface.kind != errand.receptacle and errand.object in wheel.holds[surface.kind]
+def _is_source(wheel: Wheel, spec: TaskSpec, surface: Surface) -> bool:
+    return surface.kind != spec.receptacle and spec.object in wheel.holds[surface.kind]
 
 
-def _thing(kind: str, place: Surface, others: Sequence[Thing], rng: Random) -> Thing:
+def _placed_object(kind: str, place: Surface, others: Sequence[PlacedObject], rng: Random) -> PlacedObject:
     x, y, z = place.position
     taken = {other.id for other in others}
     while True:
         spot = (x + rng.uniform(-0.3, 0.3), y + rng.uniform(0.0, 0.1), z + rng.uniform(-0.3, 0.3))
         name = "|".join((kind, *map(numeral, spot)))
         if name not in taken:
-            return Thing(name, kind, place)
-
-
-def _start(plan: FloorPlan, room: Sequence[Surface], rng: Random) -> Pose:
-    """Somewhere one can stand, at no receptacle's pose."""
-    taken = {str(surface.pose) for surface in room}
-    poses = [Pose(x, z, turn, 30) for x, z in plan.standing for turn in (0, 90, 180, 270)]
-    return rng.choice([pose for pose in poses if str(pose) not in taken])
+            return PlacedObject(name, kind, place)

@@ -1,4 +1,4 @@
-"""The `alfworld` wheel as a data package: files are read, literals parsed, nothing of it is imported.
+"""The data of the `alfworld` wheel: its files are read and its literals parsed; none of its code is imported.
 
 It is installed without its dependencies (`pip install --no-deps alfworld==0.4.2`, MIT) and supplies the PDDL
 domain, the grammar, goal templates, containment tables and the layouts of the AI2-THOR floor plans.
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from envs.base import EnvironmentError
+from envs.base import EnvError
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
+class GoalTemplate:
     """A task type's PDDL goal, with `{obj}`, `{recep}` and `{toggle}` to fill in, and its sentences."""
 
     pddl: str
@@ -30,7 +30,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """Where the agent stands to use something: metres, degrees clockwise from +z, degrees downwards."""
+    """Where the agent stands to use something: meters, degrees clockwise from +z, degrees downward."""
 
     x: float
     z: float
@@ -43,7 +43,7 @@ class Pose:
 
 @dataclass(frozen=True, slots=True)
 class FloorPlan:
-    """One AI2-THOR room: what kinds of things it has, where its surfaces are, where one can stand."""
+    """One AI2-THOR room: its kinds of objects, its receptacles, the points where the agent can stand."""
 
     number: int
     room: str  # Kitchen, LivingRoom, Bedroom, Bathroom
@@ -51,14 +51,31 @@ class FloorPlan:
     surfaces: tuple[tuple[str, Pose], ...]  # (id such as "Cabinet|+00.68|+00.50|-02.20", pose to use it)
     standing: tuple[tuple[float, float], ...]  # reachable grid points (x, z)
 
+    @classmethod
+    def read(cls, layouts: Path, number: int, room: str) -> FloorPlan:
+        """The floor plan in the wheel's folder of layouts."""
+        kinds = json.loads((layouts / f"FloorPlan{number}-objects.json").read_text(encoding="utf-8"))
+        surfaces = json.loads((layouts / f"FloorPlan{number}-openable.json").read_text(encoding="utf-8"))
+        points = np.load(layouts / f"FloorPlan{number}-layout.npy", allow_pickle=False)
+        return cls(
+            number,
+            room,
+            tuple(sorted(kinds)),
+            tuple(
+                (name, Pose(x, z, int(turn), int(tilt)))
+                for name, (x, z, turn, tilt) in sorted(surfaces.items())
+            ),
+            tuple(sorted((float(x), float(z)) for x, z in points)),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """What games are made of; every table comes from the wheel's files."""
+    """The tables that games are generated from, all read from the wheel's files."""
 
     domain: str
     grammar: str
-    goals: dict[str, Goal]
+    goals: dict[str, GoalTemplate]
     rooms: dict[str, frozenset[str]]  # task type -> rooms it can happen in
     holds: dict[str, frozenset[str]]  # receptacle type -> object types it can hold
     actions: dict[str, frozenset[str]]  # Heatable, Coolable, Cleanable, Sliceable -> object types
@@ -71,11 +88,11 @@ class Wheel:
 
 @lru_cache(maxsize=1)
 def load_wheel() -> Wheel:
-    """Reads the installed wheel; raises EnvironmentError with the command that installs it."""
+    """Reads the installed wheel; raises EnvError with the command that installs it."""
     spec = find_spec("alfworld")
     places = list(spec.submodule_search_locations or []) if spec else []
     if not places:
-        raise EnvironmentError(
+        raise EnvError(
             "the alfworld package, whose floor plans games are made of, is not installed: "
             "pip install --no-deps alfworld==0.4.2"
         )
@@ -83,7 +100,7 @@ def load_wheel() -> Wheel:
     try:
         return _read(root)
     except (OSError, KeyError, SyntaxError, ValueError) as error:
-        raise EnvironmentError(
+        raise EnvError(
             f"{root}: cannot read the alfworld package ({type(error).__name__}: {error}); "
             "pip install --no-deps --force-reinstall alfworld==0.4.2"
         ) from None
@@ -96,17 +113,17 @@ def _read(root: Path) -> Wheel:
     layouts = root / "gen" / "layouts"
 
     def plans(name: str) -> tuple[FloorPlan, ...]:
-        return tuple(_floor_plan(layouts, number, room_of[number]) for number in tables[name])
+        return tuple(FloorPlan.read(layouts, number, room_of[number]) for number in tables[name])
 
     movable = frozenset(tables["MOVABLE_RECEPTACLES"])
     holds = dict(tables["VAL_RECEPTACLE_OBJECTS"])
-    table_top = holds.pop("TableTop")  # the wheel's name for what any kind of table holds
+    table_top = holds.pop("TableTop")  # the wheel's name for all kinds of tables
     holds.update(dict.fromkeys(("DiningTable", "CoffeeTable", "SideTable"), table_top))
     return Wheel(
         domain=(root / "data" / "alfred.pddl").read_text(encoding="utf-8"),
         grammar=(root / "data" / "alfred.twl2").read_text(encoding="utf-8"),
         goals={
-            n: Goal(g["pddl"].replace("#", "-"), tuple(g["templates"]))
+            n: GoalTemplate(g["pddl"].replace("#", "-"), tuple(g["templates"]))
             for n, g in goals.items()
             if "pddl" in g
         },
@@ -118,21 +135,6 @@ def _read(root: Path) -> Wheel:
         openable=frozenset(tables["OPENABLE_CLASS_LIST"]) - movable,
         train=plans("TRAIN_SCENE_NUMBERS"),
         unseen=plans("TEST_SCENE_NUMBERS"),
-    )
-
-
-def _floor_plan(layouts: Path, number: int, room: str) -> FloorPlan:
-    kinds = json.loads((layouts / f"FloorPlan{number}-objects.json").read_text(encoding="utf-8"))
-    surfaces = json.loads((layouts / f"FloorPlan{number}-openable.json").read_text(encoding="utf-8"))
-    points = np.load(layouts / f"FloorPlan{number}-layout.npy", allow_pickle=False)
-    return FloorPlan(
-        number,
-        room,
-        tuple(sorted(kinds)),
-        tuple(
-            (name, Pose(x, z, int(turn), int(tilt))) for name, (x, z, turn, tilt) in sorted(surfaces.items())
-        ),
-        tuple(sorted((float(x), float(z)) for x, z in points)),
     )
 
 
@@ -152,12 +154,20 @@ def _literals(source: str) -> Iterator[tuple[str, Any]]:
     """The module-level `name = literal`, `t["name"] = literal` and `name.extend(literal)` of a source."""
     lists: dict[str, list[Any]] = {}
     for node in ast.parse(source).body:
-        name, value = _binding(node)
-        if value is None:
-            continue
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                pass
+            case ast.Assign(targets=[ast.Subscript(slice=ast.Constant(value=str(name)))], value=value):
+                pass
+            case ast.Expr(
+                value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="extend"), args=[value])
+            ):
+                pass
+            case _:
+                continue
         try:
             literal = ast.literal_eval(_Ranges().visit(value))
-        except ValueError:  # computed from other names: not a table we read
+        except ValueError:  # computed from other names: not one of the tables we need
             continue
         if isinstance(node, ast.Expr):
             lists.get(name, []).extend(literal)
@@ -165,16 +175,3 @@ def _literals(source: str) -> Iterator[tuple[str, Any]]:
         if isinstance(literal, list):
             lists[name] = literal
         yield name, literal
-
-
-def _binding(node: ast.stmt) -> tuple[str, ast.expr | None]:
-    match node:
-        case ast.Assign(targets=[ast.Name(id=name)], value=value):
-            return name, value
-        case ast.Assign(targets=[ast.Subscript(slice=ast.Constant(value=str(name)))], value=value):
-            return name, value
-        case ast.Expr(
-            value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr="extend"), args=[value])
-        ):
-            return name, value
-    return "", None

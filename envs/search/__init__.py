@@ -1,4 +1,4 @@
-"""Search QA: questions answered with a search tool (Search-R1's protocol), and a retriever to serve it."""
+"""Search QA: questions answered with a search tool (Search-R1's protocol), and a retrieval server."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Dense retrieval with a BERT sentence-embedding model (MiniLM, E5, BGE), in numpy alone.
 
 Reads a Hugging Face folder (config.json, model.safetensors, tokenizer.json). Embeddings are mean-pooled and
-normalised; those of a corpus are kept in a file beside it. Meant for corpora up to a few 100,000 passages:
-for wiki-18 serve Search-R1's own retriever and give its address.
+normalized; those of a corpus are cached in a file next to it. Meant for corpora of up to a few 100,000
+passages; for wiki-18 run Search-R1's own retrieval server and give its address.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.base import EnvironmentError
+from envs.base import EnvError
 from envs.search.retrieval import Hit, Passage, best, read_corpus
 
 Array = NDArray[np.floating[Any]]
+VERSION = 1  # of what `Encoder.encode` computes: another number makes kept embeddings void
+_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 _BATCH_TOKENS = 4096
 _LONGEST = 256  # tokens of a text; the rest is not embedded
-_PREFIXES = {"e5": ("query: ", "passage: ")}  # by what the model's folder is called
+_PREFIXES = {"e5": ("query: ", "passage: ")}  # by the beginning of the name of the model's folder
 
 
 class Encoder:
@@ -34,16 +36,17 @@ class Encoder:
             from safetensors.numpy import load_file
             from tokenizers import Tokenizer
 
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            tensors = load_file(folder / "model.safetensors")
-            self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            settings, weights, tokenizer = (folder / name for name in _FILES)
+            config = json.loads(settings.read_text(encoding="utf-8"))
+            tensors = load_file(weights)
+            self._tokenizer: Any = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # the libraries raise nothing narrower
-            raise EnvironmentError(
-                f"dense: {folder} cannot be read as a sentence-embedding model: {error}"
+            raise EnvError(
+                f"--dense {folder} cannot be read as a sentence-embedding model: {error}"
             ) from None
         if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
-            raise EnvironmentError(
-                f"dense: {folder} has model_type {config.get('model_type')} and hidden_act "
+            raise EnvError(
+                f"--dense {folder}: model_type {config.get('model_type')} and hidden_act "
                 f"{config.get('hidden_act')}; need bert and gelu"
             )
         self._heads: int = config["num_attention_heads"]
@@ -81,7 +84,8 @@ class Encoder:
 
     def _layer(self, x: Array, mask: Array, name: str) -> Array:
         parts = (f"{name}.attention.self.{part}" for part in ("query", "key", "value"))
-        q, k, v = (self._split(self._linear(x, part)) for part in parts)
+        heads = (*x.shape[:2], self._heads, x.shape[2] // self._heads)
+        q, k, v = (self._linear(x, part).reshape(heads).swapaxes(1, 2) for part in parts)
         scores = q @ k.swapaxes(-1, -2) / np.float32(np.sqrt(q.shape[-1]))
         scores += (mask[:, None, None] - 1) * np.float32(1e9)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -92,16 +96,12 @@ class Encoder:
         inner = gelu(self._linear(x, f"{name}.intermediate.dense"))
         return self._norm(x + self._linear(inner, f"{name}.output.dense"), f"{name}.output.LayerNorm")
 
-    def _split(self, x: Array) -> Array:
-        batch, width, hidden = x.shape
-        return x.reshape(batch, width, self._heads, hidden // self._heads).swapaxes(1, 2)
-
     def _linear(self, x: Array, name: str) -> Array:
         return x @ self._tensors[f"{name}.weight"].T + self._tensors[f"{name}.bias"]
 
     def _norm(self, x: Array, name: str) -> Array:
-        centred = x - x.mean(-1, keepdims=True)
-        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + np.float32(self._epsilon))
+        centered = x - x.mean(-1, keepdims=True)
+        scaled = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + np.float32(self._epsilon))
         return scaled * self._tensors[f"{name}.weight"] + self._tensors[f"{name}.bias"]
 
 
@@ -125,20 +125,24 @@ class Dense:
         self._vectors, self._encoder, self._prefix = vectors, encoder, prefix
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """The `topk` best for each query; equal scores go by place in the corpus."""
+        """The `topk` best for each query; ties are broken by position in the corpus."""
         scores = self._encoder.encode([self._prefix + query for query in queries]) @ self._vectors.T
         return [[Hit(self.passages[i], float(row[i])) for i in best(row, topk)] for row in scores]
 
 
 def open_dense(corpus: Path, folder: Path) -> Dense:
-    """Dense retrieval over a corpus; its embeddings are made once (minutes) and kept beside it."""
-    passages, encoder = read_corpus(corpus), Encoder(folder)
-    name = next((key for key in _PREFIXES if folder.name.startswith(key)), "")
-    query, passage = _PREFIXES.get(name, ("", ""))
-    stamp = hashlib.sha256(corpus.read_bytes() + (folder / "model.safetensors").read_bytes()).hexdigest()[:16]
-    kept = corpus.with_suffix(f".{stamp}.npy")
-    if not kept.exists():
-        partial = kept.with_suffix(".partial.npy")
+    """Dense retrieval over a corpus; its embeddings are computed once (minutes) and cached next to it.
+
+    The file's name holds the model's, and a digest of the corpus, the model's files and `VERSION`.
+    """
+    passages, encoder, name = read_corpus(corpus), Encoder(folder), folder.resolve().name
+    query, passage = next((found for key, found in _PREFIXES.items() if name.startswith(key)), ("", ""))
+    read = [file.read_bytes() for file in (corpus, *(folder / file for file in _FILES))]
+    digests = [hashlib.sha256(content).hexdigest() for content in read]
+    stamp = hashlib.sha256(json.dumps([VERSION, passage, *digests]).encode()).hexdigest()[:16]
+    cache = corpus.with_suffix(f".{name}.{stamp}.npy")
+    if not cache.exists():
+        partial = cache.with_suffix(f".{os.getpid()}.partial.npy")
         np.save(partial, encoder.encode([passage + one.contents for one in passages]))
-        os.replace(partial, kept)
-    return Dense(passages, np.load(kept), encoder, query)
+        os.replace(partial, cache)
+    return Dense(passages, np.load(cache), encoder, query)

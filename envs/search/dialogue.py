@@ -1,6 +1,6 @@
-"""What a policy is shown and how its answers are read: verl-agent's search prompt, and one of few tokens.
+"""Prompt formats and action parsing: verl-agent's search prompt, and a compact format.
 
-Source of the chat template's wording and of its projection: verl-agent (Apache-2.0),
+Source of the chat prompt's wording and of its projection: verl-agent (Apache-2.0),
 `agent_system/environments/prompts/search.py` and `env_package/search/projection.py`.
 """
 
@@ -31,34 +31,30 @@ results returned by the external search engine. History:
 
 
 def prompt(situation: Situation) -> str:
-    """The question alone first; later with what was searched and found in the last turns."""
+    """At first the question alone; later with the queries and results of the last turns."""
     past = ""
     if situation.history:
-        past = _PAST.format(step=situation.step, history="\n".join(_steps(situation)))
+        # the result of a turn's action is the next observation
+        found = [turn.observation.text for turn in situation.history[1:]] + [situation.observation.text]
+        turns = zip(situation.history, found, strict=True)
+        history = "\n".join(
+            f"Step {i}:{turn.action} {text}\n"
+            for i, (turn, text) in enumerate(turns, start=situation.first_shown + 1)
+        )
+        past = _PAST.format(step=situation.step, history=history)
     return _TASK.format(question=situation.instruction, past=past)
 
 
 def reply(situation: Situation) -> str:
-    """What was found, where the conversation already holds the question."""
+    """The search results, for a conversation that already contains the question."""
     return situation.observation.text or "Neither a search nor an answer was found in your response."
 
 
-def _steps(situation: Situation) -> list[str]:
-    """A turn's answer came after its observation, so that a search stands beside what it found."""
-    found = [turn.observation.text for turn in situation.history[1:]] + [situation.observation.text]
-    return [
-        f"Step {i}:{turn.action} {text}\n"
-        for i, (turn, text) in enumerate(
-            zip(situation.history, found, strict=True), start=situation.first_shown + 1
-        )
-    ]
-
-
 def project(text: str, ended: bool) -> Answer:
-    """The first search, or else the first answer, up to where the first of either is closed.
+    """The first search, or else the first answer, in the text up to the first closing tag of either.
 
-    Invalid where there is none, where both tags are opened, or one of them twice. As verl-agent's
-    `search_projection`: <think> is not asked for, and tags count in any case of letters.
+    Invalid if there is none, if both tags are opened, or if one of them is opened twice. As in verl-agent's
+    `search_projection`, <think> is not required, and tags are case-insensitive.
     """
     del ended
     cut = text
@@ -74,26 +70,26 @@ def project(text: str, ended: bool) -> Answer:
     return Answer("", valid=False)
 
 
-def tagged(action: str) -> str:
-    """An answer without a thought that `project` reads as `action`."""
+def format_action(action: str) -> str:
+    """An answer with an empty thought that `project` reads as `action`."""
     return f"<think> </think>\n{action}"
 
 
 def compact_prompt(situation: Situation) -> str:
-    """The question, what was asked and found in the last turns, and a line to go on."""
+    """The question, the queries and results of the last turns, and the line to complete."""
     lines = [f"Task: {situation.instruction}"]
     for step, turn in enumerate(situation.history, start=situation.first_shown):
-        lines += [*_told(turn.observation.text, step), f"> {_short(turn.action)}"]
-    return "\n".join([*lines, *_told(situation.observation.text, situation.step), ">"])
+        lines += [*_result(turn.observation.text, step), f"> {_short(turn.action)}"]
+    return "\n".join([*lines, *_result(situation.observation.text, situation.step), ">"])
 
 
 def compact_reply(situation: Situation) -> str:
-    """What was found, and a line to go on."""
-    return "\n" + "\n".join([*_told(situation.observation.text, situation.step), ">"])
+    """The search results, and the line to complete."""
+    return "\n" + "\n".join([*_result(situation.observation.text, situation.step), ">"])
 
 
 def compact_read(text: str, ended: bool) -> Answer:
-    """`search ...` or `answer ...`; invalid where it is neither or was cut off."""
+    """`search ...` or `answer ...`; invalid if it is neither or was cut off."""
     verb, _, rest = text.strip().partition(" ")
     if verb not in ("search", "answer") or not rest.strip():
         return Answer("", valid=False)
@@ -107,14 +103,14 @@ def _short(action: str) -> str:
     return action
 
 
-def _told(text: str, step: int) -> list[str]:
-    """The first observation is the question, which the first line says."""
+def _result(text: str, step: int) -> list[str]:
+    """The passages; nothing at step 0, whose observation is the question in the first line of the prompt."""
     found = next(blocks(text, "information"), text).strip()
     return [found] if step and found else []
 
 
 DIALOGUES = {
-    "chat": Dialogue(prompt, reply, project, tagged),
+    "chat": Dialogue(prompt, reply, project, format_action),
     "compact": Dialogue(
         compact_prompt, compact_reply, compact_read, lambda action: f" {_short(action)}", chat=False
     ),

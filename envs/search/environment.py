@@ -1,4 +1,4 @@
-"""The environment: a question, a search tool, one answer. Search-R1's protocol, as verl-agent plays it."""
+"""The search environment: a question, a search tool, one answer. Search-R1's protocol, as in verl-agent."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal
 
-from envs.base import EnvironmentError, Observation, Task, Transition
+from envs.base import EnvError, EnvUnavailable, Observation, Task, Transition
+from envs.registry import check_options
 from envs.search.client import RemoteRetriever, RetrieverError
 from envs.search.questions import Question
-from envs.search.retrieval import Hit, Retriever, open_corpus
+from envs.search.retrieval import Retriever, open_corpus
 from envs.search.scoring import exact_match
 from envs.search.tags import blocks
 
-SUCCESS_REWARD = 1.0  # exact match, as the paper has it; nothing for form or for finding a passage
-_QUERY_CHARACTERS = 1024  # what is sent of a longer query
+SUCCESS_REWARD = 1.0  # exact match, as in the paper; no reward for format or for finding a passage
+_QUERY_CHARACTERS = 1024  # a longer query is cut
 
 
 class SearchEnvironment:
     """Answers `<search>query</search>` with passages in <information> tags, scores `<answer>..</answer>`.
 
-    An episode ends with an answer or after `max_steps` actions. Only the agent's own last action is scored:
-    what a passage says between answer tags counts for nothing. Passages come from `corpus`, a jsonl file
-    indexed in this process, or from `retriever`, the keyword arguments of `RemoteRetriever`. `passage_words`
-    cuts every passage that is shown; `wording` reference puts them into a JSON string as verl-agent does.
+    An episode ends with an answer or after `max_steps` actions. Only the agent's own last action is scored;
+    answer tags inside a passage are ignored. Passages come from `corpus`, a jsonl file indexed in this
+    process, or from `retriever`, the keyword arguments of `RemoteRetriever`. `passage_words` cuts every
+    passage that is shown; `wording` reference puts them into a JSON string as verl-agent does.
     """
 
     def __init__(
@@ -37,41 +38,44 @@ class SearchEnvironment:
         wording: Literal["plain", "reference"] = "plain",
     ) -> None:
         if (corpus is None) == (retriever is None):
-            raise EnvironmentError(
+            raise EnvError(
                 "environment.options: give one of corpus (a jsonl file) and retriever ({url: ..})"
             )
-        for name, value in (("topk", topk), ("max_steps", max_steps), ("passage_words", passage_words)):
+        limits = {"options.topk": topk, "max_steps": max_steps, "options.passage_words": passage_words}
+        for name, value in limits.items():
             if value is not None and value < 1:
-                raise EnvironmentError(f"environment.options.{name}: {value} is below 1")
+                raise EnvError(f"environment.{name}: {value} is below 1; set it to 1 or more")
         if wording not in ("plain", "reference"):
-            raise EnvironmentError(
+            raise EnvError(
                 f"environment.options.wording: unknown {wording!r}; known: plain, reference"
             )
         self.topk, self.max_steps, self.passage_words, self.wording = topk, max_steps, passage_words, wording
-        self._corpus, self._remote = corpus, retriever
+        if retriever is not None:
+            check_options(RemoteRetriever, retriever, "environment.options.retriever", "search")
+        self._corpus = corpus
+        self._remote = None if retriever is None else RemoteRetriever(**retriever)
         self._question: Question | None = None
         self._done, self._steps = True, 0
 
     @cached_property
     def retriever(self) -> Retriever:
-        """What finds the passages; opened at the first search."""
-        if self._corpus is not None:
-            return open_corpus(self._corpus)
-        return RemoteRetriever(**self._remote or {})
+        """The retriever; a corpus is indexed at the first reset."""
+        return self._remote or open_corpus(str(self._corpus))
 
     def reset(self, task: Task) -> Observation:
-        """Asks the question in `task.source`; raises EnvironmentError where that is none."""
+        """Asks the question in `task.source`; raises EnvError if that, or the corpus, cannot be used."""
         self._question = Question.from_json(task.source)
+        _ = self.retriever  # a corpus is read now, so that a damaged one ends no episode half-way
         self._done, self._steps = False, 0
         return Observation(self._question.text, instruction=self._question.text)
 
     def step(self, action: str) -> Transition:
-        """Takes one action; what is neither a search nor an answer is not `valid` and shows nothing.
+        """Takes one action; one that is neither a search nor an answer is not `valid` and returns no text.
 
-        Raises EnvironmentError where the retriever cannot be reached.
+        Raises EnvUnavailable if the retriever cannot be reached.
         """
         if self._question is None or self._done:
-            raise EnvironmentError("search: no episode is running; call reset first")
+            raise EnvError("search: no episode is running; call reset first")
         self._steps += 1
         *_, answer = (None, *blocks(action, "answer"))
         query = next(blocks(action, "search"), None)
@@ -85,24 +89,18 @@ class SearchEnvironment:
         return Transition(observation, SUCCESS_REWARD if success else 0.0, self._done, success, valid)
 
     def _information(self, query: str) -> str:
-        if not query:
-            return self._wrapped("No search results found.")
         try:
-            hits = self.retriever.search([query.encode(errors="replace").decode()], self.topk)[0]
+            sendable = query.encode(errors="replace").decode()
+            hits = self.retriever.search([sendable], self.topk)[0] if query else []
         except RetrieverError as error:
-            raise EnvironmentError(str(error)) from None
-        if not hits:
-            return self._wrapped("No search results found.")
-        return self._wrapped("".join(f"Doc {i}: {self._text(hit)}\n" for i, hit in enumerate(hits, start=1)))
-
-    def _wrapped(self, found: str) -> str:
+            raise EnvUnavailable(str(error)) from None
+        found = "" if hits else "No search results found."
+        for i, hit in enumerate(hits, start=1):
+            contents = hit.passage.contents.strip()
+            if self.passage_words is not None:
+                title, _, text = contents.partition("\n")
+                contents = f"{title}\n{' '.join(text.split()[: self.passage_words])}".strip()
+            found += f"Doc {i}: {contents}\n"
         if self.wording == "reference":
             found = json.dumps({"result": found})
         return f"<information>{found}</information>"
-
-    def _text(self, hit: Hit) -> str:
-        contents = hit.passage.contents.strip()
-        if self.passage_words is None:
-            return contents
-        title, _, text = contents.partition("\n")
-        return f"{title}\n{' '.join(text.split()[: self.passage_words])}".strip()

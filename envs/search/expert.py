@@ -1,4 +1,4 @@
-"""An expert for the questions whose hops are known: looks each up, reads on, answers."""
+"""An expert for questions whose hops are known: it looks up each hop, then answers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from random import Random
 from types import MappingProxyType
 from typing import Any
 
-from envs.base import Demonstration, EnvironmentError, Observation, Task
+from envs.base import Demonstration, EnvError, Observation, Task
 from envs.search.environment import SearchEnvironment
-from envs.search.questions import Hop, Question
+from envs.search.questions import Question
 from envs.search.scoring import normalize
 
 
@@ -20,15 +20,15 @@ def demonstrate(
     max_steps: int = 4,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Demonstration:
-    """One expert episode in an environment made with `options`, but for its `max_steps`.
+    """One expert episode in an environment made with `options`, with `max_steps` replaced.
 
-    A hop is looked up by its query. With probability `detour` a worse query comes before it, and again,
-    while there are turns to spare. It gives the accepted answer that the last passages hold. Raises
-    EnvironmentError for a question without hops.
+    A hop is looked up by its query. With probability `detour` a worse query precedes it, repeatedly while
+    there are spare steps. It gives the accepted answer that the last passages contain, else the first one.
+    Raises EnvError for a question without hops.
     """
     question = Question.from_json(task.source)
     if not question.hops:
-        raise EnvironmentError(f"expert: nothing says how to find out {question.text!r}: it has no hops")
+        raise EnvError(f"expert: question {question.text!r} has no hops to look up; add them to its record")
     environment = SearchEnvironment(**{**options, "max_steps": max_steps})
     observation = environment.reset(task)
     rng = Random(f"{seed}/{task.id}")
@@ -37,25 +37,17 @@ def demonstrate(
     for query in _queries(question, rng, detour, spare):
         turns.append((observation, f"<search>{query}</search>"))
         observation = environment.step(turns[-1][1]).observation
-    turns.append((observation, f"<answer>{_answer(question, observation)}</answer>"))
+    shown = normalize(observation.text)
+    answer = next((golden for golden in question.golden if normalize(golden) in shown), question.golden[0])
+    turns.append((observation, f"<answer>{answer}</answer>"))
     return Demonstration(tuple(turns), environment.step(turns[-1][1]).success)
 
 
 def _queries(question: Question, rng: Random, detour: float, spare: int) -> Iterator[str]:
     for hop in question.hops:
+        entity, _, field = hop.title.partition(": ")
+        worse = [query for query in (question.text, entity, field) if query not in ("", hop.query)]
         while spare > 0 and rng.random() < detour:
             spare -= 1
-            yield rng.choice(_worse(question, hop))
+            yield rng.choice(worse)
         yield hop.query
-
-
-def _worse(question: Question, hop: Hop) -> tuple[str, ...]:
-    """What someone would try who does not know what the corpus is like."""
-    entity, _, field = hop.title.partition(": ")
-    return tuple(query for query in (question.text, entity, field) if query not in ("", hop.query))
-
-
-def _answer(question: Question, observation: Observation) -> str:
-    """The first accepted answer that the last passages hold, else the first."""
-    shown = normalize(observation.text)
-    return next((golden for golden in question.golden if normalize(golden) in shown), question.golden[0])

@@ -1,4 +1,4 @@
-"""What is asked about a country: which field of the Factbook says it, and how the answer is read there."""
+"""Questions about a country: the Factbook field of each answer, and how it is extracted."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from envs.search.packages import Country
 
-Read = Callable[[str], tuple[str, ...]]  # a part's text -> the accepted answers, none where it is unclear
+Read = Callable[[str], tuple[str, ...]]  # a part's text -> the accepted answers, none if it is ambiguous
 
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A question about a country and the place of its answer."""
+    """A question about a country and the location of its answer."""
 
     name: str
     asks: str  # `{country}` stands for the country's name or a description of it
@@ -23,13 +23,13 @@ class Relation:
 
 
 def answers(relation: Relation, country: Country) -> tuple[str, ...]:
-    """The accepted answers; empty where the Factbook does not say or says more than one thing."""
-    said = country.fields.get(relation.field, {}).get(relation.part, "")
-    return tuple(dict.fromkeys(answer for answer in relation.read(said) if answer))
+    """The accepted answers; empty if the Factbook has none or an ambiguous one."""
+    text = country.fields.get(relation.field, {}).get(relation.part, "")
+    return tuple(dict.fromkeys(answer for answer in relation.read(text) if answer))
 
 
 def _match(pattern: str, *others: Callable[[re.Match[str]], str]) -> Read:
-    """Reads the first group of a text that matches whole, and variants of it."""
+    """A reader of texts that match `pattern`: the first group, and `others`, which are variants of it."""
     compiled = re.compile(pattern)
 
     def read(text: str) -> tuple[str, ...]:
@@ -40,23 +40,17 @@ def _match(pattern: str, *others: Callable[[re.Match[str]], str]) -> Read:
 
 
 _MEASURE = r"([\d,.]+ {unit})(?: \([^()]*\))?(?: ?;.*)?"
-_DATE = _match(r"(\d{1,2} [A-Z][a-z]+ \d{4})(?: \([^()]*\))?", lambda found: _american(found[1]))
-
-
-def _american(date: str) -> str:
-    day, month, year = date.split()
-    return f"{month} {day}, {year}"
-
-
-def _singular(found: re.Match[str]) -> str:
-    return found[1].removesuffix("s")
-
+_DATE = _match(
+    r"(\d{1,2} [A-Z][a-z]+ \d{4})(?: \([^()]*\))?",
+    lambda found: "{1} {0}, {2}".format(*found[1].split()),
+)
 
 RELATIONS = (
     Relation("capital", "What is the capital of {country}?", "Capital", "name",
              _match(r"([^(;,]+?)(?: \([^()]*\))?")),
     Relation("currency", "What is the currency of {country}?", "Exchange rates", "Currency",
-             _match(r"([^(]+?) \(([A-Z]{3})\) per US dollar.*", _singular, lambda found: found[2])),
+             _match(r"([^(]+?) \(([A-Z]{3})\) per US dollar.*",
+                    lambda found: found[1].removesuffix("s"), lambda found: found[2])),
     Relation("domain", "What is the internet country code of {country}?", "Internet country code", "",
              _match(r"(\.[a-z]{2})")),
     Relation("highest", "What is the highest point of {country}?", "Elevation", "highest point",
@@ -83,10 +77,10 @@ RELATIONS = (
 
 
 def longest_border(country: Country) -> str:
-    """The neighbour with which the border is longest; empty without neighbours, or where two are as long."""
-    said = country.fields.get("Land boundaries", {}).get("border countries", "")
+    """The neighbor with the longest border; empty if there is no neighbor or a tie."""
+    text = country.fields.get("Land boundaries", {}).get("border countries", "")
     lengths: dict[str, float] = {}
-    for piece in said.split(";"):
+    for piece in text.split(";"):
         found = re.fullmatch(r"\s*([^\d(]+?) ([\d,.]+) km(?: \([^()]*\))?\s*", piece)
         if found is None:
             return ""

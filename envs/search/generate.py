@@ -1,7 +1,7 @@
-"""Made-up people and what is to be known of them, a passage each; questions of one hop and of two.
+"""Fictional people, a passage about each, and questions of one and two hops.
 
-Their names are new pairs of known words, so what is said of someone in the held-out split can be looked up
-but not remembered. No passage serves both splits: a teacher comes from the pupil's own.
+Their names are new pairs of known words, so facts about someone in the held-out split can be looked up but
+not memorized. No passage is used in both splits: a teacher belongs to the split of the pupil.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from envs.base import EnvironmentError
+from envs.base import EnvError
 from envs.search.questions import Hop, Question
 from envs.search.retrieval import Passage
 from envs.search.writing import write_folder
@@ -41,7 +41,7 @@ _TEST_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Someone, and what the passage about them says."""
+    """A person and the facts in the passage about them."""
 
     name: str
     town: str
@@ -50,23 +50,30 @@ class Person:
 
     @property
     def passage(self) -> Passage:
-        """Under the name, what is to be known."""
-        said = f"born in {self.town}, a {self.trade}, taught by {self.teacher}"
-        return Passage(self.name, f"{self.name}\n{said}")
+        """The name as title, then the facts."""
+        facts = f"born in {self.town}, a {self.trade}, taught by {self.teacher}"
+        return Passage(self.name, f"{self.name}\n{facts}")
 
 
 def generate(folder: Path, people: int = 1000, seed: int = 0) -> None:
     """Fills `folder` with a passage for each of `people` and questions for `train` and `test`."""
     pairs = [f"{first} {last}" for first in _FIRST.split() for last in _LAST.split()]
     if not 20 <= people <= len(pairs):
-        raise EnvironmentError(f"environment.tasks.generate.people: {people} is not in 20..{len(pairs)}")
+        raise EnvError(f"environment.tasks.generate.people: {people} is not in 20..{len(pairs)}; change it")
     rng = Random(seed)
     names = rng.sample(pairs, people)
     held_out = round(people * _TEST_SHARE)
     splits = {"train": _people(names[held_out:], rng), "test": _people(names[:held_out], rng)}
-    questions = {split: list(_questions(members)) for split, members in splits.items()}
-    for asked in questions.values():
+    questions: dict[str, list[Question]] = {}
+    for split, members in splits.items():
+        named, asked = {one.name: one for one in members}, list[Question]()
+        for one in members:
+            own, teacher = Hop(one.name, one.name), named[one.teacher]
+            hops = (own, Hop(teacher.name, teacher.name))
+            asked += _ask(one.name, one, "person", (own,))
+            asked += _ask(f"the teacher of {one.name}", teacher, "teacher", hops)
         rng.shuffle(asked)
+        questions[split] = asked
     write_folder(folder, (one.passage for members in splits.values() for one in members), questions)
 
 
@@ -79,15 +86,6 @@ def _people(names: list[str], rng: Random) -> list[Person]:
     ]
 
 
-def _questions(people: list[Person]) -> Iterator[Question]:
-    named = {one.name: one for one in people}
-    for one in people:
-        own, teacher = Hop(one.name, one.name), named[one.teacher]
-        yield from _asked(one.name, one, "person", (own,))
-        hops = (own, Hop(teacher.name, teacher.name))
-        yield from _asked(f"the teacher of {one.name}", teacher, "teacher", hops)
-
-
-def _asked(described: str, person: Person, kind: str, hops: tuple[Hop, ...]) -> Iterator[Question]:
+def _ask(described: str, person: Person, kind: str, hops: tuple[Hop, ...]) -> Iterator[Question]:
     yield Question(f"Where was {described} born?", (person.town,), kind, hops)
     yield Question(f"What is the trade of {described}?", (person.trade,), kind, hops)

@@ -1,19 +1,20 @@
 """A corpus of real text with questions, made from data packages: `python -m envs.search.offline FOLDER`.
 
-One-hop questions ask for a country's facts or a person's years; two-hop questions name the country by its
-capital, by the neighbour with which it has the longest border, or by a place in it. Gold answers are unique,
-and of every hop the passage that says it is in the corpus. Countries and people, not questions, are divided
-between the splits, by the country or person that the last hop is about: no fact of either hop is in both.
+One-hop questions ask for a country's facts or a person's years; two-hop questions identify the country by
+its capital, by the neighbor with which it has the longest border, or by a place in it. Gold answers are
+unique, and the corpus contains the passage of every hop. Countries and people, not questions, are divided
+between the splits, by the country or person of the last hop: no fact of either hop is in both.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from envs.program import run
 from envs.search.facts import RELATIONS, Relation, answers, longest_border
 from envs.search.packages import Article, Country, articles, attribution, countries, passages
 from envs.search.questions import Hop, Question
@@ -24,12 +25,12 @@ from envs.search.writing import write_folder
 SPLITS = ("train", "test")
 TEST_SHARE = 0.2
 _YEARS = re.compile(r"\((?:born )?(\d{3,4})[\u2013-](\d{3,4})\)$")
-_LIES = re.compile(r"(?:, |.* (?:in|of) )([^,]+)$")
+_LOCATION = re.compile(r"(?:, |.* (?:in|of) )([^,]+)$")
 _PLACE = re.compile(r"\b(?:city|capital|town|metropolis|province|region|port|municipality)\b", re.IGNORECASE)
 
 
 def build(folder: Path) -> None:
-    """Writes corpus.jsonl, a file of questions for each split and ATTRIBUTION.txt; complete or not at all."""
+    """Writes corpus.jsonl, a file of questions for each split and ATTRIBUTION.txt."""
     lands, entries = countries(), articles()
     corpus = [*(p for land in lands for p in passages(land)), *(entry.passage for entry in entries)]
     questions = make_questions(lands, entries, corpus)
@@ -39,15 +40,15 @@ def build(folder: Path) -> None:
 def make_questions(
     lands: Sequence[Country], entries: Sequence[Article], corpus: Iterable[Passage]
 ) -> dict[str, list[Question]]:
-    """The questions of each split in a fixed shuffled order, where a passage says what each hop needs."""
-    said: dict[str, str] = {}
+    """The questions of each split, those whose hops are all in the corpus, in a fixed shuffled order."""
+    texts_of: dict[str, str] = {}
     for passage in corpus:
-        said[passage.title] = normalize(passage.contents) + "\n" + said.get(passage.title, "")
+        texts_of[passage.title] = normalize(passage.contents) + "\n" + texts_of.get(passage.title, "")
     made: dict[str, list[Question]] = {split: [] for split in SPLITS}
     texts: set[str] = set()
     for entity, question, needed in [*_about_countries(lands, entries), *_about_people(entries)]:
         hops = zip(question.hops, needed, strict=True)
-        present = all(normalize(what) in said.get(hop.title, "") for hop, what in hops)
+        present = all(normalize(fact) in texts_of.get(hop.title, "") for hop, fact in hops)
         if present and question.text not in texts:
             made[split_of(entity)].append(question)
             texts.add(question.text)
@@ -60,20 +61,19 @@ def split_of(entity: str) -> str:
 
 
 def _digest(text: str) -> float:
-    """A number in [0, 1) that depends on nothing but the text."""
+    """A number in [0, 1) that depends on the text only."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
-Made = Iterator[tuple[str, Question, tuple[str, ...]]]  # entity, question, what each hop's passage must say
+Made = Iterator[tuple[str, Question, tuple[str, ...]]]  # entity, question, the fact in each hop's passage
 
 
 def _about_countries(lands: Sequence[Country], entries: Sequence[Article]) -> Made:
     named = {land.name: land for land in lands}
-    ways = [*_by_capital(lands), *_by_border(lands, named), *_by_place(entries, named)]
     for land in lands:
         for relation in RELATIONS:
             yield from _ask(relation, land, land.name, "country", ())
-    for kind, description, land, hop, bridge in ways:
+    for kind, description, land, hop, bridge in _descriptions(lands, entries, named):
         for relation in RELATIONS:
             if not (kind == "capital" and relation.name == "capital"):
                 yield from _ask(relation, land, description, kind, ((hop, bridge),))
@@ -91,10 +91,10 @@ def _ask(
     yield land.name, question, (*(bridge for _, bridge in before), golden[0])
 
 
-Way = tuple[str, str, Country, Hop, str]  # kind, description, country, first hop, what its passage must say
-
-
-def _by_capital(lands: Sequence[Country]) -> Iterator[Way]:
+def _descriptions(
+    lands: Sequence[Country], entries: Sequence[Article], named: Mapping[str, Country]
+) -> Iterator[tuple[str, str, Country, Hop, str]]:
+    """Indirect references to countries: kind, text, country, first hop, the fact in that hop's passage."""
     capitals: dict[str, list[Country]] = {}
     for land in lands:
         for capital in answers(RELATIONS[0], land)[:1]:
@@ -103,21 +103,15 @@ def _by_capital(lands: Sequence[Country]) -> Iterator[Way]:
         if len(owners) == 1 and owners[0].name not in capital:
             hop = Hop(f"capital {capital}", f"{owners[0].name}: Capital")
             yield "capital", f"the country whose capital is {capital}", owners[0], hop, capital
-
-
-def _by_border(lands: Sequence[Country], named: Mapping[str, Country]) -> Iterator[Way]:
     for land in lands:
-        neighbour = longest_border(land)
-        if neighbour in named:
+        neighbor = longest_border(land)
+        if neighbor in named:
             hop = Hop(f"{land.name} Land boundaries", f"{land.name}: Land boundaries")
-            description = f"the country that has the longest border with {land.name}"
-            yield "border", description, named[neighbour], hop, neighbour
-
-
-def _by_place(entries: Sequence[Article], named: Mapping[str, Country]) -> Iterator[Way]:
+            text = f"the country that has the longest border with {land.name}"
+            yield "border", text, named[neighbor], hop, neighbor
     for entry in entries:
-        lies = _LIES.search(entry.description) if _PLACE.search(entry.description) else None
-        land = named.get(lies[1]) if lies and entry.topic == "Geography" else None
+        found = _LOCATION.search(entry.description) if _PLACE.search(entry.description) else None
+        land = named.get(found[1]) if found and entry.topic == "Geography" else None
         if land is not None and land.name not in entry.title:
             hop = Hop(entry.title, entry.title)
             yield "place", f"the country in which {entry.title} lies", land, hop, land.name
@@ -133,11 +127,12 @@ def _about_people(entries: Sequence[Article]) -> Made:
                 yield entry.title, Question(text, (year,), "person", (hop,)), (year,)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: the folder to make."""
-    (folder,) = arguments
-    build(Path(folder))
+    parser = argparse.ArgumentParser(prog="python -m envs.search.offline", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder to fill, for environment.tasks.data")
+    build(parser.parse_args(arguments).folder)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run(main)

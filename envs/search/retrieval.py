@@ -1,8 +1,7 @@
-"""Passages, and how the best of them are found for a query: the protocol, and BM25 in this process."""
+"""Passages and their retrieval: the protocol of a retriever, and BM25 in this process."""
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -14,17 +13,32 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.base import EnvironmentError
+from envs.base import EnvError
+from envs.records import Record, json_lines
 
 _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A piece of text that can be found; `contents` is its title, a line break and the text."""
+    """A retrievable text; `contents` is its title, a line break and the text."""
 
     id: str
     contents: str
+
+    @classmethod
+    def from_record(cls, record: Record, index: int) -> Passage:
+        """The passage in a record, with `index` for an id it does not have; raises EnvError if it is none."""
+        row = record.fields
+        names = ("contents",) if "contents" in row else ("title", "text")
+        for name in names:
+            if not isinstance(row.get(name), str):
+                raise EnvError(
+                    f"search: {record.place} needs a JSON object with `contents`, or `title` and `text`; "
+                    f"{name} is {row.get(name)!r:.40}, not text"
+                )
+        id = row.get("id")
+        return cls(str(index if id is None else id), "\n".join(row[name] for name in names))
 
     @property
     def title(self) -> str:
@@ -41,41 +55,26 @@ class Hit:
 
 
 class Retriever(Protocol):
-    """Finds passages; `search` is deterministic, and returns one list for each query."""
+    """Finds passages; `search` is deterministic and returns one list per query."""
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]: ...
 
 
 def read_corpus(path: Path) -> list[Passage]:
-    """The passages of a jsonl file with `contents`, or `title` and `text`, in every row (`id` if it has one).
+    """The passages of a jsonl file with `contents`, or `title` and `text`, in every row, and optionally `id`.
 
-    Raises EnvironmentError naming the file and line that cannot be read.
+    Raises EnvError with the file and the line that cannot be used.
     """
     if not path.is_file():
-        raise EnvironmentError(f"search: there is no corpus {path}; give a jsonl file with `contents`")
-    passages: list[Passage] = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                passages.append(_passage(line, f"{path}:{number}", len(passages)))
+        raise EnvError(f"search: there is no corpus {path}; give a jsonl file with `contents`")
+    passages = [Passage.from_record(record, i) for i, record in enumerate(json_lines(path))]
     if not passages:
-        raise EnvironmentError(f"search: the corpus {path} is empty")
+        raise EnvError(f"search: the corpus {path} is empty; add passages")
     return passages
 
 
-def _passage(line: str, where: str, number: int) -> Passage:
-    try:
-        row = json.loads(line)
-        contents = row["contents"] if "contents" in row else f"{row['title']}\n{row['text']}"
-    except (ValueError, KeyError, TypeError) as error:
-        raise EnvironmentError(
-            f"search: {where} needs a JSON object with `contents`, or `title` and `text`: {error!r}"
-        ) from None
-    return Passage(str(row.get("id", number)), str(contents))
-
-
 def words(text: str) -> list[str]:
-    """Lower-case words without accents: what BM25 counts."""
+    """Lower-case words without accents: the terms of BM25."""
     lowered = text.lower()
     if not lowered.isascii():
         decomposed = unicodedata.normalize("NFKD", lowered)
@@ -89,28 +88,29 @@ class Bm25:
     name = "bm25"
 
     def __init__(self, passages: Sequence[Passage]) -> None:
-        import bm25s  # here, as a remote retriever needs none
+        import bm25s  # imported here, because a remote retriever does not need it
 
         self.passages = tuple(passages)
         self._index: Any = bm25s.BM25(k1=0.9, b=0.4)
         counted = [words(f"{passage.title} {passage.title} {passage.contents}") for passage in passages]
+        if not any(counted):
+            raise EnvError("search: no passage of the corpus has a word in it; give another corpus")
         self._index.index(counted, show_progress=False)
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
-        """The `topk` best for each query; equal scores go by place in the corpus, no match finds nothing."""
-        return [self._search(query, topk) for query in queries]
-
-    def _search(self, query: str, topk: int) -> list[Hit]:
-        known = [word for word in words(query) if word in self._index.vocab_dict]
-        if not known:
-            return []
-        scores = self._index.get_scores(known)
-        matching = np.flatnonzero(scores)  # partitioning many equal scores, the zeros, is slow
-        return [Hit(self.passages[i], float(scores[i])) for i in matching[best(scores[matching], topk)]]
+        """The `topk` best matches for each query; ties are broken by position in the corpus."""
+        found: list[list[Hit]] = []
+        for query in queries:
+            known = [word for word in words(query) if word in self._index.vocab_dict]
+            scores = self._index.get_scores(known) if known else np.zeros(0)
+            matching = np.flatnonzero(scores)  # partitioning many equal scores, the zeros, is slow
+            places = matching[best(scores[matching], topk)]
+            found.append([Hit(self.passages[i], float(scores[i])) for i in places])
+        return found
 
 
 def best(scores: NDArray[np.floating[Any]], count: int) -> list[int]:
-    """Places of the `count` highest scores, best first, equal ones by place."""
+    """Positions of the `count` highest scores, best first; ties are broken by position."""
     count = min(count, len(scores))
     if count < 1:
         return []
@@ -121,5 +121,5 @@ def best(scores: NDArray[np.floating[Any]], count: int) -> list[int]:
 
 @lru_cache(maxsize=2)
 def open_corpus(path: str) -> Bm25:
-    """The index of a corpus, made once in a process."""
+    """The index of a corpus, built once per process."""
     return Bm25(read_corpus(Path(path)))

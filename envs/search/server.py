@@ -2,10 +2,10 @@
 
 `POST /retrieve` takes Search-R1's `{"queries": [..], "topk": 3, "return_scores": true}` and verl-agent's
 `{"query": "..", "topk": 3}`; both are answered with `{"result": [[{"document": {"contents": ..}, "score": f},
-..], ..]}`, one list for each query, and without scores with the documents themselves. `GET /health` says what
-is served. Requests wait in a bounded queue and are searched in batches; a full queue answers 429, a request
-that waited too long 503, both with Retry-After. There is no authentication, so it binds to loopback unless
-`--host` says otherwise.
+..], ..]}`, one list per query, or without scores by the documents themselves. `GET /health` describes what
+is served. Requests wait in a bounded queue and are searched in batches; if the queue is full the answer is
+429, if a request waited too long 503, both with Retry-After. There is no authentication, so the server binds
+to loopback unless `--host` is given.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,9 +20,9 @@ from typing import Any
 
 from aiohttp import web
 
-from envs.base import EnvironmentError
+from envs.program import run
 from envs.search.retrieval import Hit, Retriever, open_corpus
-from envs.search.wire import Limits, Refused, Request, read_request, result_row
+from envs.search.wire import Refused, Request, ServerLimits, read_request, result_row
 
 _LOG = logging.getLogger("envs.search.server")
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -37,13 +36,13 @@ class Busy(Exception):
 
 
 class Batcher:
-    """Searches the queries of many requests together, in one thread beside the event loop.
+    """Searches the queries of many requests together, in one thread next to the event loop.
 
-    `search` raises Busy where `limits.queue` queries wait already. Requests of different topk share a batch:
-    it is searched with the largest.
+    `search` raises Busy if `limits.queue` queries are waiting already. Requests with different topk share a
+    batch, which is searched with the largest.
     """
 
-    def __init__(self, retriever: Retriever, limits: Limits) -> None:
+    def __init__(self, retriever: Retriever, limits: ServerLimits) -> None:
         self.waiting = 0
         self._retriever, self._limits = retriever, limits
         self._requests: asyncio.Queue[Waiting] = asyncio.Queue()
@@ -62,7 +61,7 @@ class Batcher:
             self.waiting -= len(request.queries)
 
     async def run(self) -> None:
-        """Works through the queue until it is cancelled."""
+        """Processes the queue until it is canceled."""
         loop = asyncio.get_running_loop()
         while True:
             batch = await self._next()
@@ -70,15 +69,15 @@ class Batcher:
             topk = max((request.topk for request, _ in batch), default=0)
             if not queries:
                 continue
+            found: Sequence[list[Hit]] | Exception
             try:
                 found = await loop.run_in_executor(self._thread, self._retriever.search, queries, topk)
-            except Exception as error:  # the retriever's; those who wait get it, the server goes on
-                _fail(batch, error)
-            else:
-                _hand_out(batch, found)
+            except Exception as error:  # the retriever's; it fails these requests, not the server
+                found = error
+            _deliver(batch, found)
 
     async def _next(self) -> list[Waiting]:
-        """What waits, up to a batch, but for requests that timed out."""
+        """The waiting requests, up to a batch, without those that timed out."""
         batch = [await self._requests.get()]
         size = len(batch[0][0].queries)
         while size < self._limits.batch and not self._requests.empty():
@@ -89,24 +88,24 @@ class Batcher:
         return [(request, answer) for request, answer in batch if not answer.done()]
 
 
-def _fail(batch: Sequence[Waiting], error: Exception) -> None:
-    for _, answer in batch:
-        if not answer.done():
-            answer.set_exception(error)
-
-
-def _hand_out(batch: Sequence[Waiting], found: Sequence[list[Hit]]) -> None:
+def _deliver(batch: Sequence[Waiting], found: Sequence[list[Hit]] | Exception) -> None:
     start = 0
     for request, answer in batch:
         end = start + len(request.queries)
-        if not answer.done():
+        if answer.done():
+            pass
+        elif isinstance(found, Exception):
+            answer.set_exception(found)
+        else:
             answer.set_result([hits[: request.topk] for hits in found[start:end]])
         start = end
 
 
-def make_app(retriever: Retriever, about: Mapping[str, Any], limits: Limits | None = None) -> web.Application:
-    """The server's application; `about` goes into /health."""
-    limits = limits or Limits()
+def make_app(
+    retriever: Retriever, about: Mapping[str, Any], limits: ServerLimits | None = None
+) -> web.Application:
+    """The server's application; `about` is added to the answer of /health."""
+    limits = limits or ServerLimits()
     batcher = Batcher(retriever, limits)
 
     async def retrieve(request: web.Request) -> web.Response:
@@ -145,7 +144,7 @@ def _refusal(status: int, message: str, retry: bool = False) -> web.Response:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
+    """The command line; raises EnvError for a corpus or model that cannot be read."""
     parser = argparse.ArgumentParser(
         prog="python -m envs.search.server",
         description=__doc__,
@@ -159,12 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dense", type=Path, help="folder of a sentence-embedding model; default: BM25")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    try:
-        retriever = open_retriever(options.corpus, options.dense)
-    except EnvironmentError as error:
-        sys.exit(f"error: {error}")
-    if options.host not in _LOOPBACK:
-        _LOG.warning("%s: whoever reaches this address can search; there is no authentication", options.host)
+    retriever = open_retriever(options.corpus, options.dense)
+    host: str = options.host
+    if host not in _LOOPBACK:
+        _LOG.warning("%s: anyone who reaches this address can search; there is no authentication", host)
     about = {"retriever": retriever.name, "passages": len(retriever.passages)}
     _LOG.info(
         "%s passages by %s on http://%s:%s/retrieve", *reversed(about.values()), options.host, options.port
@@ -182,4 +179,4 @@ def open_retriever(corpus: Path, dense: Path | None) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

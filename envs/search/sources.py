@@ -1,12 +1,14 @@
-"""Where a run's questions come from: a folder, filled on first use if the run says how."""
+"""The task source of a run: a folder of questions, which can be filled on first use."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from envs.base import EnvironmentError
+from envs.base import EnvError
+from envs.registry import check_options
 from envs.search.questions import SearchTasks
 
 
@@ -16,25 +18,24 @@ def task_source(
     offline: bool = False,
     generate: Mapping[str, Any] | None = None,
 ) -> SearchTasks:
-    """The questions in the folder `data`, which is filled, corpus and all, where there is none.
+    """The questions in the folder `data`; if it does not exist, it is filled with a corpus and questions.
 
-    With `offline` from data packages; with `generate`, of made-up people: their number `people`, and `seed`.
+    With `offline` they come from data packages; with `generate` they are about fictional people, whose number
+    is `people`, drawn with `seed`. Raises EnvError for unknown keys.
     """
     if offline and generate is not None:
-        raise EnvironmentError("environment.tasks: give one of offline and generate, not both")
+        raise EnvError("environment.tasks: give one of offline and generate, not both")
     if not Path(data).exists():
         if offline:
-            from envs.search.offline import build  # a program too (python -m), not imported before it runs
+            from envs.search.offline import (
+                build,  # also a program (python -m), which must not be imported before it runs
+            )
 
             build(Path(data))
         if generate is not None:
-            _generate(Path(data), generate)
+            from envs.search.generate import generate as generate_people
+
+            made = partial(generate_people, Path(data))
+            check_options(made, generate, "environment.tasks.generate", "search")
+            made(**generate)
     return SearchTasks(data, kinds)
-
-
-def _generate(folder: Path, how: Mapping[str, Any]) -> None:
-    from envs.search.generate import generate
-
-    if unknown := sorted(set(how) - {"people", "seed"}):
-        raise EnvironmentError(f"environment.tasks.generate: unknown key {unknown[0]!r}; known: people, seed")
-    generate(folder, **how)

@@ -1,4 +1,4 @@
-"""Text between tags, found in time linear in the text whatever it holds."""
+"""Text between tags, found in time linear in the length of the text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import lru_cache
 
 
 def blocks(text: str, tag: str) -> Iterator[str]:
-    """What stands between <tag> and the next </tag>, in order and without overlap; any case of letters."""
+    """The texts between <tag> and the next </tag>, in order and without overlap; case-insensitive."""
     opening, closing = opened(tag), closed(tag)
     at = 0
     while (start := opening.search(text, at)) and (end := closing.search(text, start.end())):
@@ -18,11 +18,11 @@ def blocks(text: str, tag: str) -> Iterator[str]:
 
 @lru_cache
 def opened(tag: str) -> re.Pattern[str]:
-    """Finds <tag> in any case of letters."""
+    """A case-insensitive pattern for <tag>."""
     return re.compile(f"<{tag}>", re.IGNORECASE)
 
 
 @lru_cache
 def closed(tag: str) -> re.Pattern[str]:
-    """Finds </tag> in any case of letters."""
+    """A case-insensitive pattern for </tag>."""
     return re.compile(f"</{tag}>", re.IGNORECASE)

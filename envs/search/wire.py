@@ -1,4 +1,4 @@
-"""What goes over the wire to a retriever and back, in Search-R1's and verl-agent's formats."""
+"""The HTTP messages to and from a retriever, in Search-R1's and verl-agent's formats."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from envs.search.retrieval import Hit, Passage
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What a server takes upon itself."""
+class ServerLimits:
+    """Limits of a server."""
 
     body: int = 1 << 20  # bytes of a request
     queries: int = 256  # of a request
@@ -40,12 +40,12 @@ class Refused(Exception):
         self.status = status
 
 
-def read_request(body: bytes, limits: Limits) -> Request:
-    """The request that `body` holds in either wire format; raises Refused where it is none."""
+def read_request(body: bytes, limits: ServerLimits) -> Request:
+    """The request in `body`, in either wire format; raises Refused if it is not one."""
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is no JSON: {error}") from None
+        raise Refused(400, f"the body is not JSON: {error}") from None
     if not isinstance(asked, dict) or ("queries" in asked) == ("query" in asked):
         raise Refused(400, 'send {"queries": ["..", ..]} or {"query": ".."}')
     queries = asked["queries"] if "queries" in asked else [asked["query"]]
@@ -53,32 +53,29 @@ def read_request(body: bytes, limits: Limits) -> Request:
         raise Refused(400, "queries: need a list with at least one query")
     if len(queries) > limits.queries:
         raise Refused(413, f"queries: {len(queries)} exceed {limits.queries}; send several requests")
-    checked = tuple(_checked(query, limits) for query in queries)
+    for query in queries:
+        if not isinstance(query, str):
+            raise Refused(400, f"query: need text, got {type(query).__name__}")
+        if not query.strip():
+            raise Refused(400, "query: is empty")
+        if len(query) > limits.characters:
+            raise Refused(413, f"query: {len(query)} characters exceed {limits.characters}")
+    sendable = tuple(query.encode(errors="replace").decode() for query in queries)  # no lone surrogates
     topk = asked.get("topk")
     topk = 3 if topk is None else topk
     if isinstance(topk, bool) or not isinstance(topk, int) or not 1 <= topk <= limits.topk:
         raise Refused(400, f"topk: {str(topk)[:40]} is not in 1..{limits.topk}")
-    return Request(checked, topk, bool(asked.get("return_scores", "query" in asked)))
-
-
-def _checked(query: object, limits: Limits) -> str:
-    if not isinstance(query, str):
-        raise Refused(400, f"query: need text, got {type(query).__name__}")
-    if not query.strip():
-        raise Refused(400, "query: is empty")
-    if len(query) > limits.characters:
-        raise Refused(413, f"query: {len(query)} characters exceed {limits.characters}")
-    return query.encode(errors="replace").decode()  # a lone surrogate is no text
+    return Request(sendable, topk, bool(asked.get("return_scores", "query" in asked)))
 
 
 def result_row(hit: Hit, scores: bool) -> dict[str, Any]:
-    """One result as it goes over the wire: {document, score}, or the document itself."""
+    """One result as it is sent: {document, score}, or the document itself."""
     document = {"id": hit.passage.id, "contents": hit.passage.contents}
     return {"document": document, "score": hit.score} if scores else document
 
 
 def read_hit(item: Mapping[str, Any]) -> Hit:
-    """What `result_row` or another retriever wrote; raises KeyError or TypeError where it is no result."""
+    """The hit in a result of this or another retriever; raises KeyError or TypeError for other content."""
     document = item.get("document", item)
     contents = document["contents"] if "contents" in document else f"{document['title']}\n{document['text']}"
     return Hit(Passage(str(document.get("id", "")), str(contents)), float(item.get("score", 0.0)))

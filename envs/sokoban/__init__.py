@@ -1,4 +1,4 @@
-"""Sokoban: small rooms from seeds, in symbols or words."""
+"""Sokoban: small rooms generated from seeds, shown as symbols or in words."""
 
 from __future__ import annotations
 

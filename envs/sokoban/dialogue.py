@@ -1,12 +1,12 @@
-"""What a policy is shown and how its answers are read: verl-agent's Sokoban prompt, and one of few tokens.
+"""Prompt formats and action parsing: verl-agent's Sokoban prompt, and a compact format.
 
-Source of the chat template's wording and of its projection: verl-agent (Apache-2.0),
+Source of the chat prompt's wording and of its projection: verl-agent (Apache-2.0),
 `agent_system/environments/prompts/sokoban.py` and `env_package/sokoban/projection.py`.
 """
 
 from __future__ import annotations
 
-from envs.dialogue import Answer, Dialogue, Situation, in_tags, whole
+from envs.dialogue import Answer, Dialogue, Situation, format_tagged, parse_whole
 from envs.sokoban.environment import STILL
 from envs.sokoban.rooms import MOVES
 
@@ -53,48 +53,44 @@ _PAST = (
 
 
 def prompt(situation: Situation) -> str:
-    """The room alone first; later with the last turns before it."""
+    """At first the room alone; later preceded by the last turns."""
     past = _NOW
     if situation.history:
-        turns = enumerate(situation.history, start=situation.first_shown + 1)
         past = _PAST.format(
             step=situation.step,
             window=len(situation.history),
-            history="\n".join(
-                f"[Observation {i}: '{turn.observation.text}', Action {i}: '{turn.action}']"
-                for i, turn in turns
-            ),
+            history=situation.turns(),
             now=situation.step + 1,
         )
     return _TASK.format(past=past, observation=situation.observation.text)
 
 
 def reply(situation: Situation) -> str:
-    """The room, where the conversation already holds the rules."""
+    """The room, for a conversation that already contains the rules."""
     return f"{_NOW}\n{situation.observation.text}"
 
 
 def project(text: str, ended: bool) -> Answer:
-    """The first of up, down, left, right and still that occurs between the first <action> and </action>.
+    """The first of up, down, left, right and still (in this order) that occurs in the first <action> block.
 
-    Invalid, and still, where there is none; invalid too without <think> or </think>. The action is
-    capitalised, as the history shows it. As verl-agent's `sokoban_projection`.
+    If there is none the answer is invalid and the action still; it is also invalid without <think> or
+    </think>. The action is capitalized, as in the history. Source: verl-agent, `sokoban_projection`.
     """
     del ended
     lowered = text.lower()
     start, end = lowered.find("<action>"), lowered.find("</action>")
-    said = lowered[start + len("<action>") : end] if min(start, end) >= 0 else ""
-    name = next((name for name in (*MOVES, STILL) if name in said), "")
+    text_of_action = lowered[start + len("<action>") : end] if min(start, end) >= 0 else ""
+    name = next((name for name in (*MOVES, STILL) if name in text_of_action), "")
     thought = "<think>" in text and "</think>" in text
     return Answer((name or STILL).capitalize(), valid=bool(name) and thought)
 
 
 DIALOGUES = {
-    "chat": Dialogue(prompt, reply, project, lambda action: in_tags(action.lower())),
+    "chat": Dialogue(prompt, reply, project, lambda action: format_tagged(action.lower())),
     "compact": Dialogue(
         lambda situation: f"{situation.observation.text}\n>",
         lambda situation: f"\n{situation.observation.text}\n>",
-        whole,
+        parse_whole,
         lambda action: f" {action}",
         chat=False,
     ),

@@ -1,11 +1,11 @@
-"""The environment: push every box onto a target; rewards as gym-sokoban gives them."""
+"""The Sokoban environment: push every box onto a target; gym-sokoban's rewards."""
 
 from __future__ import annotations
 
 import re
 from typing import Literal
 
-from envs.base import EnvironmentError, Observation, Task, Transition
+from envs.base import EnvError, Observation, Task, Transition
 from envs.sokoban.rooms import MOVES, Room, Shape, room_of
 from envs.sokoban.views import VIEWS, render
 
@@ -16,21 +16,21 @@ _INSTRUCTION = "Push every box onto a target."
 
 
 class SokobanEnvironment:
-    """The room that a task's seed and shape give.
+    """The room of a task's seed and shape.
 
     `view` symbols shows the reference's grid with tabs between the cells, rows the same symbols with single
-    spaces, text says in words where things are, relative how they lie to each other; `state` is the whole
-    room in any view. Every action costs 0.1; a box that comes to stand on a target gives 1, one that leaves
-    it takes 1, the last one gives 10 more.
+    spaces, text the positions in words, relative the positions relative to each other; in any view `state` is
+    the whole room. The reward is -0.1 per action, 1 for a box pushed onto a target, -1 for a box pushed off
+    it, and 10 more for the last box.
     """
 
     def __init__(
         self, max_steps: int = 15, view: Literal["symbols", "rows", "text", "relative"] = "symbols"
     ) -> None:
         if max_steps < 1:
-            raise EnvironmentError(f"environment.options.max_steps: {max_steps} is below 1")
+            raise EnvError(f"environment.max_steps: {max_steps} is below 1; set it to 1 or more")
         if view not in VIEWS:
-            raise EnvironmentError(
+            raise EnvError(
                 f"environment.options.view: unknown view {view!r}; known: {', '.join(VIEWS)}"
             )
         self.max_steps, self.view = max_steps, view
@@ -39,22 +39,30 @@ class SokobanEnvironment:
 
     @property
     def room(self) -> Room:
-        """Where everything is now; raises EnvironmentError before the first reset."""
+        """The present room; raises EnvError before the first reset."""
         if self._room is None:
-            raise EnvironmentError("Sokoban: no episode is running; call reset first")
+            raise EnvError("Sokoban: no episode is running; call reset first")
         return self._room
 
     def reset(self, task: Task) -> Observation:
-        """Makes the room of `task.source`; raises EnvironmentError where that is no seed with a shape."""
-        self._room = _room(task.source)
+        """Makes the room of `task.source`; raises EnvError if that is not a seed with a shape."""
+        source = task.source
+        if not _SOURCE.fullmatch(source) or int(source.split()[0]) >= 2**32:
+            raise EnvError(
+                f"Sokoban: task.source {source[:40]!r} is not `seed rows columns boxes search_depth`"
+            )
+        seed, *sizes = map(int, source.split())
+        shape = Shape(*sizes)
+        shape.check()
+        self._room = room_of(seed, shape)
         self._done, self._steps = False, 0
         return self._observation()
 
     def step(self, action: str) -> Transition:
-        """Moves up, down, left or right; anything but these and `still` does nothing and is not `valid`."""
+        """Moves up, down, left or right; others than these and `still` have no effect and are not `valid`."""
         before, name = self.room, action.strip().lower()
         if self._done:
-            raise EnvironmentError("Sokoban: the episode is over; call reset")
+            raise EnvError("Sokoban: the episode is over; call reset")
         self._steps += 1
         self._room = after = before.moved(name) if name in MOVES else before
         gained = len(after.boxes & after.targets) - len(before.boxes & before.targets)
@@ -67,14 +75,3 @@ class SokobanEnvironment:
     def _observation(self) -> Observation:
         state = render(self.room, "rows") if self.view == "relative" else None
         return Observation(render(self.room, self.view), tuple(MOVES), _INSTRUCTION, state)
-
-
-def _room(source: str) -> Room:
-    if not _SOURCE.fullmatch(source) or int(source.split()[0]) >= 2**32:
-        raise EnvironmentError(
-            f"Sokoban: task.source {source[:40]!r} is not `seed rows columns boxes search_depth`"
-        )
-    seed, *shape = map(int, source.split())
-    checked = Shape(*shape)
-    checked.check()
-    return room_of(seed, checked)

@@ -1,4 +1,4 @@
-"""An expert that knows the shortest way, by breadth-first search."""
+"""An expert that plays the shortest solution, found by breadth-first search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from envs.sokoban.rooms import MOVES, Room
 
 
 def solve(room: Room, limit: int = 100) -> tuple[str, ...] | None:
-    """The fewest moves, at most `limit`, that bring every box onto a target; None where there are none."""
+    """The fewest moves, at most `limit`, that bring every box onto a target; None if there are none."""
     ways: dict[Room, tuple[str, ...]] = {room: ()}
     waiting = deque([room])
     while waiting:
@@ -35,9 +35,9 @@ def demonstrate(
     max_steps: int = 15,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Demonstration:
-    """One expert episode in an environment made with `options`, but for its `max_steps`.
+    """One expert episode in an environment made with `options`, with `max_steps` replaced.
 
-    With probability `detour` it makes another move than the best, one after which it can still be in time.
+    With probability `detour` it makes a random move after which the room can still be solved in time.
     """
     environment = SokobanEnvironment(**{**options, "max_steps": max_steps})
     observation, rng = environment.reset(task), Random(f"{seed}/{task.id}")
@@ -47,13 +47,11 @@ def demonstrate(
         way = solve(environment.room, left)
         name = way[0] if way else rng.choice(list(MOVES))
         if way and rng.random() < detour:
-            name = rng.choice(_in_time(environment.room, left) or [name])
+            room = environment.room
+            in_time = [move for move in MOVES if solve(room.moved(move), left - 1) is not None]
+            name = rng.choice(in_time or [name])
         turns.append((observation, name))
         transition = environment.step(name)
         observation = transition.observation
         if transition.done:
             return Demonstration(tuple(turns), transition.success)
-
-
-def _in_time(room: Room, left: int) -> list[str]:
-    return [name for name in MOVES if solve(room.moved(name), left - 1) is not None]

@@ -1,8 +1,8 @@
-"""Rooms from seeds, cell for cell the reference's: a random walk digs them, playing backwards fills them.
+"""Rooms from seeds, identical to the reference's: a random walk digs the floor, reverse play moves the boxes.
 
-The algorithm is gym-sokoban's (MIT licence) as verl-agent changed it; both of its random streams are followed
-draw for draw. Where a seed gives no room, the reference goes on with Python's hash of the seed, which differs
-from process to process; here the next seed follows from the seed alone.
+The algorithm is gym-sokoban's (MIT license) as modified by verl-agent; both of its random streams are
+reproduced draw for draw. If a seed gives no room, the reference continues with Python's hash of the seed,
+which differs between processes; here the next seed depends on the seed alone.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from random import Random
 
 import numpy as np
 
-from envs.base import EnvironmentError
+from envs.base import EnvError
 
 WALL, FLOOR, TARGET = 0, 1, 2
 MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 _TURN = 0.35  # probability that the walk changes its direction
 _TRIES = 4
 _MOST_STATES = 300_000
-_UNTOUCHED, _PULLED = 4, 3  # how the reference marks boxes; a state with other marks is another state
+_UNTOUCHED, _PULLED = 4, 3  # the reference's marks of boxes; states with different marks are different states
 _MASKS = (
     ((0, 0, 0), (1, 1, 1), (0, 0, 0)),
     ((0, 1, 0), (0, 1, 0), (0, 1, 0)),
@@ -36,7 +36,7 @@ Cell = tuple[int, int]  # row, column
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Where everything is; `cells` holds WALL, FLOOR or TARGET by row and column."""
+    """The positions of everything; `cells` holds WALL, FLOOR or TARGET by row and column."""
 
     cells: tuple[tuple[int, ...], ...]
     player: Cell
@@ -44,7 +44,7 @@ class Room:
 
     @property
     def targets(self) -> frozenset[Cell]:
-        """Where the boxes belong."""
+        """The cells where the boxes belong."""
         return frozenset(
             (i, j) for i, row in enumerate(self.cells) for j, cell in enumerate(row) if cell == TARGET
         )
@@ -55,14 +55,14 @@ class Room:
         return self.boxes <= self.targets
 
     def moved(self, name: str) -> Room:
-        """The room after the player moves, pushing a box where one stands in the way; itself if it can't."""
+        """The room after the player moves, pushing a box if one is in the way; itself if it cannot move."""
         change = MOVES[name]
-        place = _beside(self.player, change)
+        place = _neighbor(self.player, change)
         if self.cells[place[0]][place[1]] == WALL:
             return self
         if place not in self.boxes:
             return Room(self.cells, place, self.boxes)
-        behind = _beside(place, change)
+        behind = _neighbor(place, change)
         if self.cells[behind[0]][behind[1]] == WALL or behind in self.boxes:
             return self
         return Room(self.cells, place, self.boxes - {place} | {behind})
@@ -70,7 +70,7 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What rooms have in common; a box is pulled from its target for at most `search_depth` - 2 moves."""
+    """The parameters of rooms; a box is pulled from its target for at most `search_depth` - 2 moves."""
 
     rows: int = 6
     columns: int = 6
@@ -81,16 +81,17 @@ class Shape:
         return f"{self.rows} {self.columns} {self.boxes} {self.search_depth}"
 
     def check(self) -> None:
-        """Raise EnvironmentError where there are no such rooms."""
+        """Raise EnvError if there are no such rooms."""
         limits = {"rows": (5, 30), "columns": (5, 30), "boxes": (1, 8), "search_depth": (3, 500)}
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
-                raise EnvironmentError(
-                    f"environment.tasks.{name}: {getattr(self, name)} is not in {least}..{most}"
+                raise EnvError(
+                    f"environment.tasks.{name}: {getattr(self, name)} is not in {least}..{most}; change it"
                 )
-        if self.boxes > (self.rows - 2) * (self.columns - 2) // 4:
-            raise EnvironmentError(
-                f"environment.tasks.boxes: {self.boxes} are too many for {self.rows} x {self.columns} cells"
+        if self.boxes > (most := (self.rows - 2) * (self.columns - 2) // 4):
+            raise EnvError(
+                f"environment.tasks.boxes: {self.boxes} are too many for {self.rows} x {self.columns} cells; "
+                f"use at most {most}"
             )
 
 
@@ -105,7 +106,7 @@ def room_of(seed: int, shape: Shape) -> Room:
 
 
 class _Maker:
-    """One attempt with one seed."""
+    """One attempt to make a room from one seed."""
 
     def __init__(self, seed: int, shape: Shape) -> None:
         self.rng, self.places = Random(seed), np.random.RandomState(seed)
@@ -113,20 +114,21 @@ class _Maker:
         self.boxes, self.search_depth = shape.boxes, shape.search_depth
 
     def room(self) -> Room | None:
-        """The room, or None where the walk left too little floor or no box can be pulled away."""
+        """The room, or None if there is too little floor or no box can be pulled from its target."""
         for _ in range(_TRIES):
             level = self._dig()
-            player = self._pick(level)
-            if player is None:
+            floor = _floor(level)
+            if len(floor) <= self.boxes + 1:
                 return None
+            player = floor[self.places.randint(len(floor))]
             for _ in range(self.boxes):
                 free = [cell for cell in _floor(level) if cell != player]
                 row, column = free[self.places.randint(len(free))]
                 level[row][column] = TARGET
             cells = tuple(map(tuple, level))
-            backwards = _Backwards(Room(cells, player, frozenset()), self.search_depth)
-            if backwards.displacement > 0:
-                return self._walk(backwards.room, backwards.displacement)
+            reverse_play = _ReversePlay(Room(cells, player, frozenset()), self.search_depth)
+            if reverse_play.displacement > 0:
+                return self._walk(reverse_play.room, reverse_play.displacement)
         return None
 
     def _dig(self) -> list[list[int]]:
@@ -146,17 +148,13 @@ class _Maker:
                         level[row - 1 + i][column - 1 + j] = FLOOR
         return level
 
-    def _pick(self, level: list[list[int]]) -> Cell | None:
-        free = _floor(level)
-        return free[self.places.randint(len(free))] if len(free) > self.boxes + 1 else None
-
     def _walk(self, room: Room, displacement: int) -> Room:
-        """A few steps of the player, so that it does not always stand beside a box."""
+        """A few moves of the player, so that it does not always start next to a box."""
         rng, seen = self.rng, [room.player]
         if rng.random() > (0.8 if displacement == 1 else 0.5):
             return room
         for taken in range(1, 4):
-            ways = [_beside(seen[-1], change) for change in MOVES.values()]
+            ways = [_neighbor(seen[-1], change) for change in MOVES.values()]
             ways = [way for way in ways if way not in seen and way not in room.boxes
                     and room.cells[way[0]][way[1]] != WALL]  # fmt: skip
             if not ways:
@@ -167,11 +165,11 @@ class _Maker:
         return Room(room.cells, seen[-1], room.boxes)
 
 
-class _Backwards:
-    """Pulls boxes from their targets, depth first, and keeps the room that scores best.
+class _ReversePlay:
+    """Pulls boxes from their targets, depth first, and keeps the room with the best score.
 
-    A room scores the sum of the boxes' distances from their targets, times how often another box was pulled;
-    nothing while a box or the player covers a target.
+    The score is the sum of the boxes' distances from their targets times the number of changes between boxes;
+    0 while a box or the player covers a target.
     """
 
     def __init__(self, start: Room, search_depth: int) -> None:
@@ -197,7 +195,7 @@ class _Backwards:
         self._score(player, places, swaps)
         occupied = dict(marks)
         for change in MOVES.values():
-            place, behind = _beside(player, change), _beside(player, (-change[0], -change[1]))
+            place, behind = _neighbor(player, change), _neighbor(player, (-change[0], -change[1]))
             if self.room.cells[place[0]][place[1]] == WALL or place in occupied:
                 continue
             if behind not in occupied:
@@ -223,5 +221,5 @@ def _floor(level: list[list[int]]) -> list[Cell]:
     return [(i, j) for i, row in enumerate(level) for j, cell in enumerate(row) if cell == FLOOR]
 
 
-def _beside(cell: Cell, change: Cell) -> Cell:
+def _neighbor(cell: Cell, change: Cell) -> Cell:
     return cell[0] + change[0], cell[1] + change[1]

@@ -1,75 +1,60 @@
-"""The room as text: the reference's grid, the same with less blank space, and two ways to say it in words."""
+"""The room as text: the reference's grid, the same with less white space, and two descriptions in words."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-
 from envs.sokoban.rooms import FLOOR, MOVES, TARGET, WALL, Cell, Room
+
+VIEWS = ("symbols", "rows", "text", "relative")
+_SYMBOLS = {WALL: "#", FLOOR: "_", TARGET: "O"}
 
 
 def render(room: Room, view: str) -> str:
-    """The room as one of VIEWS shows it."""
-    return VIEWS[view](room)
+    """The room in one of VIEWS."""
+    match view:
+        case "symbols":
+            return "\n".join("".join(f" {symbol} \t" for symbol in row) for row in _grid(room))
+        case "rows":
+            return "\n".join(" ".join(row) for row in _grid(room))
+        case "relative":
+            return _relative_positions(room)
+        case _:
+            return _absolute_positions(room)
 
 
 def _grid(room: Room) -> list[list[str]]:
-    return [[_symbol(room, (i, j)) for j in range(len(row))] for i, row in enumerate(room.cells)]
+    grid = [[_SYMBOLS[cell] for cell in row] for row in room.cells]
+    for cells, free, on_target in ((room.boxes, "X", "√"), ({room.player}, "P", "S")):
+        for i, j in cells:
+            grid[i][j] = on_target if room.cells[i][j] == TARGET else free
+    return grid
 
 
-def _symbol(room: Room, cell: Cell) -> str:
-    kind = room.cells[cell[0]][cell[1]]
-    if cell == room.player:
-        return "S" if kind == TARGET else "P"
-    if cell in room.boxes:
-        return "√" if kind == TARGET else "X"
-    return {WALL: "#", FLOOR: "_", TARGET: "O"}[kind]
+def _absolute_positions(room: Room) -> str:
+    rows, columns = len(room.cells), len(room.cells[0])
+    inside = ((i, j) for i in range(1, rows - 1) for j in range(1, columns - 1))
+    named = {
+        "You": {room.player},
+        "Boxes": room.boxes,
+        "Targets": room.targets,
+        "Walls inside": {(i, j) for i, j in inside if room.cells[i][j] == WALL},
+    }
+    lines = [f"The room has {rows} rows and {columns} columns, walls around it."]
+    for name, cells in named.items():
+        places = "; ".join(f"row {i + 1} column {j + 1}" for i, j in sorted(cells))
+        lines.append(f"{name}: {places or 'none'}")
+    return "\n".join(lines)
 
 
-def _symbols(room: Room) -> str:
-    return "\n".join("".join(f" {symbol} \t" for symbol in row) for row in _grid(room))
-
-
-def _rows(room: Room) -> str:
-    return "\n".join(" ".join(row) for row in _grid(room))
-
-
-def _text(room: Room) -> str:
-    walls = frozenset(
-        (i, j)
-        for i, row in enumerate(room.cells)
-        for j, cell in enumerate(row)
-        if cell == WALL and 0 < i < len(room.cells) - 1 and 0 < j < len(row) - 1
-    )
-    named = (
-        ("You", frozenset((room.player,))),
-        ("Boxes", room.boxes),
-        ("Targets", room.targets),
-        ("Walls inside", walls),
-    )
-    size = f"The room has {len(room.cells)} rows and {len(room.cells[0])} columns, walls around it."
-    return "\n".join([size, *(f"{name}: {_places(cells)}" for name, cells in named)])
-
-
-def _places(cells: Iterable[Cell]) -> str:
-    return "; ".join(f"row {i + 1} column {j + 1}" for i, j in sorted(cells)) or "none"
-
-
-def _relative(room: Room) -> str:
-    """Every line as long as in any other room, so that a small policy finds its words by their place."""
-    return "\n".join(_seen(room))
-
-
-def _seen(room: Room) -> Iterator[str]:
-    for box in sorted(room.boxes):
-        nearest = min(room.targets, key=lambda target: (_distance(box, target), target))
-        yield f"target from box: {_way(box, nearest)}"
-        yield f"box walls: {_walls(room, box)}"
-        yield f"your walls: {_walls(room, room.player)}"
-        yield f"box from you: {_way(room.player, box)}"
-
-
-def _distance(start: Cell, end: Cell) -> int:
-    return abs(end[0] - start[0]) + abs(end[1] - start[1])
+def _relative_positions(room: Room) -> str:
+    """Every line has the same length in any room, so that a small policy finds words by their position."""
+    lines: list[str] = []
+    for i, j in sorted(room.boxes):
+        nearest = min(room.targets, key=lambda target: (abs(target[0] - i) + abs(target[1] - j), target))
+        lines.append(f"target from box: {_way((i, j), nearest)}")
+        lines.append(f"box walls: {_walls(room, (i, j))}")
+        lines.append(f"your walls: {_walls(room, room.player)}")
+        lines.append(f"box from you: {_way(room.player, (i, j))}")
+    return "\n".join(lines)
 
 
 def _way(start: Cell, end: Cell) -> str:
@@ -80,16 +65,8 @@ def _way(start: Cell, end: Cell) -> str:
 
 
 def _walls(room: Room, cell: Cell) -> str:
-    """Which of the four cells beside it are walls."""
+    """Which of the four neighboring cells are walls."""
     return " ".join(
         name if room.cells[cell[0] + down][cell[1] + right] == WALL else "free"
         for name, (down, right) in MOVES.items()
     )
-
-
-VIEWS: Mapping[str, Callable[[Room], str]] = {
-    "symbols": _symbols,
-    "rows": _rows,
-    "text": _text,
-    "relative": _relative,
-}

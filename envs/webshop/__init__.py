@@ -1,4 +1,4 @@
-"""WebShop's text mode, natively: reads the published files, needs neither Java, Flask nor torch."""
+"""WebShop's text mode in pure Python: reads the published files, needs neither Java, Flask nor torch."""
 
 from __future__ import annotations
 

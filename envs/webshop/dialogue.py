@@ -1,4 +1,4 @@
-"""The paper's messages about WebShop (arXiv 2505.10978, as verl-agent words them), and a compact form."""
+"""The paper's WebShop prompts (arXiv 2505.10978, in verl-agent's wording), and a compact format."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from functools import partial
 
 from envs.base import Observation
-from envs.dialogue import Answer, Dialogue, Situation, in_tags, tagged
+from envs.dialogue import Answer, Dialogue, Situation, format_tagged, parse_tagged
 from envs.webshop.environment import shown
 from envs.webshop.pages import SEPARATOR
 from envs.webshop.session import parse
@@ -55,7 +55,7 @@ and present it within <action> </action> tags.
 
 
 def prompt(situation: Situation) -> str:
-    """A message without history first; later ones with the task, the step count and the last turns."""
+    """At first a message without history; later one with the task, the step count and the last turns."""
     seen = situation.observation
     first = _FIRST.format(
         instruction=situation.instruction,
@@ -69,10 +69,7 @@ def prompt(situation: Situation) -> str:
         instruction=situation.instruction,
         step=situation.step,
         window=len(situation.history),
-        history="\n".join(
-            f"[Observation {i}: '{_page(turn.observation, situation)}', Action {i}: '{turn.action}']"
-            for i, turn in enumerate(situation.history, start=situation.first_shown + 1)
-        ),
+        history=situation.turns(shown=lambda seen: _page(seen, situation)),
         now=situation.step + 1,
         observation=_page(seen, situation),
         admissible=_admissible(seen),
@@ -82,7 +79,7 @@ def prompt(situation: Situation) -> str:
 
 
 def reply(situation: Situation) -> str:
-    """The next message where the conversation already holds the past."""
+    """The next message of a conversation that already contains the past."""
     seen = situation.observation
     return _REPLY.format(observation=_page(seen, situation), admissible=_admissible(seen), request=_REQUEST)
 
@@ -98,22 +95,24 @@ def _admissible(observation: Observation) -> str:
 _PARTS = re.compile(r"page \d+ \(total results: \d+\)|rating: .*")
 _BUTTONS = frozenset(("back to search", "< prev", "next >", "description", "features", "reviews", "buy now"))
 _PRICE = re.compile(r"\$?(\d+)\.\d+")
-COMPACT_RESULTS = 5  # listed products that the compact form shows
+COMPACT_RESULTS = 5  # products of a result page that the compact format shows
 
 
 def compact_prompt(situation: Situation) -> str:
-    """Lines of plain text: the task, the actions so far that are still shown, and the page."""
+    """Lines of plain text: the task, the last actions and the page."""
     past = [f">{compact_answer(turn.action)}" for turn in situation.history]
-    return "\n".join([f"Task: {_task(situation.instruction)}", *past, *_lines(situation), ">"])
+    task = situation.instruction.lower().removeprefix("find me ").removesuffix(" dollars")
+    task = _whole_dollars(task.replace("and price lower than", "under"), "under ")
+    return "\n".join([f"Task: {task}", *past, *_lines(situation), ">"])
 
 
 def compact_reply(situation: Situation) -> str:
-    """What follows the last action where the conversation already holds the past."""
+    """The page, for a conversation that already contains the past."""
     return "\n" + "\n".join([*_lines(situation), ">"])
 
 
 def compact_read(text: str, ended: bool) -> Answer:
-    """`search words` or `click text`, whose brackets are put back; invalid where it was cut off."""
+    """`search words` or `click text`, to which brackets are added; invalid if it was cut off."""
     verb, _, argument = text.strip().partition(" ")
     argument = argument.strip()
     return Answer(f"{verb}[{argument}]" if argument else "", valid=bool(argument) and ended)
@@ -125,20 +124,15 @@ def compact_answer(action: str) -> str:
     return f" {verb} {argument}" if verb else f" {action}"
 
 
-def _task(instruction: str) -> str:
-    task = instruction.lower().removeprefix("find me ").removesuffix(" dollars")
-    return _whole_dollars(task.replace("and price lower than", "under"), "under ")
-
-
 def _whole_dollars(text: str, before: str = "") -> str:
     return re.sub(before + _PRICE.pattern, rf"{before}\1", text)
 
 
 def _lines(situation: Situation) -> list[str]:
-    """The page without its buttons, in lower case, prices in whole dollars, a listed product a line."""
-    text, told = situation.observation.text, situation.instruction.strip()
+    """The page without buttons, in lower case, with prices in whole dollars, one line per listed product."""
+    text, instruction = situation.observation.text, situation.instruction.strip()
     parts = text.split(SEPARATOR)
-    after = parts[parts.index(told) + 1 :] if told in parts else parts
+    after = parts[parts.index(instruction) + 1 :] if instruction in parts else parts
     kept = [part for part in map(str.lower, after) if part not in _BUTTONS and not _PARTS.fullmatch(part)]
     if "Total results" in text:
         shown = [kept[i : i + 3] for i in range(0, len(kept), 3)][:COMPACT_RESULTS]
@@ -150,6 +144,6 @@ def _lines(situation: Situation) -> list[str]:
 
 
 DIALOGUES = {
-    "chat": Dialogue(prompt, reply, partial(tagged, fallback=FALLBACK_CHARACTERS), in_tags),
+    "chat": Dialogue(prompt, reply, partial(parse_tagged, fallback=FALLBACK_CHARACTERS), format_tagged),
     "compact": Dialogue(compact_prompt, compact_reply, compact_read, compact_answer, chat=False),
 }

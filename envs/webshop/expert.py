@@ -1,4 +1,4 @@
-"""A scripted shopper: searches for what was asked, opens a product that fits, chooses its options, buys."""
+"""A scripted expert: searches for the requested product, opens a fitting one, chooses its options, buys."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 from envs.base import Demonstration, Observation, Task
 from envs.webshop import pages
-from envs.webshop.catalogue import Product
+from envs.webshop.catalog import Product
 from envs.webshop.environment import WebShopEnvironment
-from envs.webshop.reward import colour, same, score, wanted
+from envs.webshop.reward import normalize_color, same, score, wanted
 from envs.webshop.session import Session
 
 LAST_PAGE = 5  # fifty results, ten a page
 
 
 class Shopper:
-    """Plays one visit.
+    """Plays one episode.
 
-    It asks for the attributes and the kind of product, as the instruction names them, and knows of every
-    listed product whether buying it would be worth 1: it opens the first such one, turning pages, and
-    searches for the goal's own title where there is none. At every step, with probability `detour`, it does
-    something else that is possible, but never buys; a hasty search that finds nothing is not read on.
+    It searches for the attributes and the kind of product in the instruction, and knows for every listed
+    product whether buying it would score 1. It opens the first such product, turning pages, and searches for
+    the goal's own title if there is none. At every step, with probability `detour`, it plays another possible
+    action, but never buys; it does not turn the pages of a random search.
     """
 
     def __init__(self, session: Session, rng: Random, detour: float = 0.0) -> None:
@@ -31,15 +31,16 @@ class Shopper:
         goal = session.goal
         self._query = " ".join([*goal.attributes, goal.query]).lower()
         self._turned = 0
-        self._hasty = False
+        self._random_search = False
 
     def action(self) -> str:
-        """The next action; the shopper assumes that it is taken."""
+        """The next action; the expert assumes that it is played."""
         if self.detour > 0 and self.rng.random() < self.detour:
             return self._detour()
         page, product = self.session.page, self.session.product
         if page.search_bar:
-            return self._search()
+            self._turned, self._random_search = 0, False
+            return f"search[{self._query}]"
         if product is None:
             return self._pick()
         purchase = self._purchase(product)
@@ -49,16 +50,12 @@ class Shopper:
         missing = [value for name, value in purchase.items() if chosen.get(name) != value]
         return f"click[{missing[0] if missing else pages.BUY}]"
 
-    def _search(self) -> str:
-        self._turned, self._hasty = 0, False
-        return f"search[{self._query}]"
-
     def _pick(self) -> str:
-        """Opens the first listed product that fits, or looks further."""
+        """Opens the first listed product that fits, or continues the search."""
         for product in self.session.listed:
             if self._purchase(product) is not None:
                 return f"click[{product.asin.lower()}]"
-        if self._hasty:
+        if self._random_search:
             return f"click[{pages.BACK}]"
         self._turned += 1
         if self._turned < LAST_PAGE:
@@ -67,14 +64,14 @@ class Shopper:
         return f"click[{pages.BACK}]"
 
     def _purchase(self, product: Product) -> dict[str, str] | None:
-        """The options to choose, name -> value, so that buying `product` is worth 1; None where none are."""
+        """The options to choose, name -> value, so that buying `product` scores 1; None if there are none."""
         goal, chosen = self.session.goal, dict[str, str]()
         for option in goal.options:
             name, value = option if isinstance(option, tuple) else ("", option)
             fitting = [
                 (own == name, offer == value, own, offer)
                 for own, offers in product.options.items() if own not in chosen
-                for offer in offers if same(colour(offer), wanted(option))
+                for offer in offers if same(normalize_color(offer), wanted(option))
             ]  # fmt: skip
             if fitting:
                 *_, own, offer = max(fitting)
@@ -86,7 +83,7 @@ class Shopper:
         page = self.session.page
         idle = [text for text in page.clickables if text not in (pages.BUY, pages.SEARCH)]
         if page.search_bar or not idle:
-            self._hasty = True
+            self._random_search = True
             return f"search[{self.rng.choice(self._query.split())}]"
         choice = self.rng.choice(idle)
         self._turned += choice == pages.NEXT
@@ -100,10 +97,7 @@ def demonstrate(
     max_steps: int = 15,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Demonstration:
-    """One episode of the shopper: the observation before each action with that action, and whether it won.
-
-    The environment is made with `options`, but for its `max_steps`.
-    """
+    """One expert episode in an environment made with `options`, with `max_steps` replaced."""
     environment = WebShopEnvironment(**{**options, "max_steps": max_steps})
     observation = environment.reset(task)
     shopper = Shopper(environment.session, Random(f"{seed}/{task.id}"), detour)

@@ -1,4 +1,4 @@
-"""What an episode asks for: one goal per instruction, in WebShop's order."""
+"""Goals: one per instruction, in WebShop's order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Literal
 
-from envs.base import EnvironmentError
-from envs.webshop.catalogue import Product
+from envs.base import EnvError
+from envs.webshop.catalog import Product, Table, read_texts
 
 GoalKind = Literal["synthetic", "human"]
 
@@ -22,7 +22,7 @@ _LIMITS = tuple(10.0 * tens for tens in range(1, 100))
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A wanted product: what to say to the shopper, and what the purchase is held to."""
+    """A requested product: the instruction, and the criteria of the purchase."""
 
     asin: str
     instruction: str
@@ -37,14 +37,14 @@ class Goal:
 def read_goals(
     kind: GoalKind,
     products: Iterable[Product],
-    attributes: Mapping[str, Any],
-    instructions: Mapping[str, Any],
+    attributes: Table,
+    instructions: Table,
     rng: Random,
 ) -> tuple[Goal, ...]:
     """All goals of a kind in their shuffled order; price limits are drawn from `rng`.
 
-    `attributes` is the content of items_ins_v2 and says the synthetic goals, `instructions` that of
-    items_human_ins. Instructions without attributes are left out.
+    `attributes` is the content of items_ins_v2, the source of synthetic goals; `instructions` is that of
+    items_human_ins. Instructions without attributes are skipped. Raises EnvError for a malformed one.
     """
     if kind == "human":
         goals = [goal for product in products for goal in _human(product, instructions, rng)]
@@ -54,24 +54,28 @@ def read_goals(
     return tuple(goals)
 
 
-def _human(product: Product, instructions: Mapping[str, Any], rng: Random) -> Iterator[Goal]:
-    for written in instructions.get(product.asin, ()):
-        wanted = written["instruction_attributes"]
+def _human(product: Product, instructions: Table, rng: Random) -> Iterator[Goal]:
+    place = instructions.place(product.asin)
+    entries = instructions.entries.get(product.asin) or []
+    if not isinstance(entries, list) or not all(isinstance(written, dict) for written in entries):
+        raise EnvError(f"{place}: {entries!r:.80} is not a list of instructions; copy WebShop's file again")
+    for written in entries:
+        wanted = read_texts(written, "instruction_attributes", place)
         if not wanted:
             continue
+        options = read_texts(written, "instruction_options", place)
+        text = _instruction(written, place)
         limit, limit_text = _price_limit(product, rng)
-        yield _goal(
-            product, wanted, written["instruction"].strip(".") + limit_text,
-            tuple(written["instruction_options"]), limit,
-        )  # fmt: skip
+        yield _goal(product, wanted, text.strip(".") + limit_text, options, limit)
 
 
-def _synthetic(product: Product, attributes: Mapping[str, Any], rng: Random) -> Iterator[Goal]:
+def _synthetic(product: Product, attributes: Table, rng: Random) -> Iterator[Goal]:
     """One goal for each combination of the product's option values; they share a price limit."""
-    entry = attributes.get(product.asin, {})
-    wanted, instruction = entry.get("instruction_attributes"), entry.get("instruction")
-    if not wanted or instruction is None:
+    entry, place = attributes.fields(product.asin), attributes.place(product.asin)
+    wanted = read_texts(entry, "instruction_attributes", place)
+    if not wanted or entry.get("instruction") is None:
         return
+    instruction = _instruction(entry, place)
     limit, limit_text = _price_limit(product, rng)
     names = sorted(product.options)
     for values in itertools.product(*(product.options[name] for name in names)):
@@ -81,8 +85,15 @@ def _synthetic(product: Product, attributes: Mapping[str, Any], rng: Random) -> 
         yield _goal(product, wanted, text + limit_text, options, limit)
 
 
+def _instruction(written: Mapping[str, Any], place: str) -> str:
+    text = written.get("instruction")
+    if not isinstance(text, str):
+        raise EnvError(f"{place}: instruction is {text!r:.80}; it must be text")
+    return text
+
+
 def _price_limit(product: Product, rng: Random) -> tuple[float, str]:
-    """The larger of two draws from the next four round prices, and how the instruction says it."""
+    """The larger of two draws from the next four round prices, and its text in the instruction."""
     above = [limit for limit in _LIMITS if limit > product.price][:4]
     if len(above) < 2:
         return NO_LIMIT, ""
@@ -92,23 +103,23 @@ def _price_limit(product: Product, rng: Random) -> tuple[float, str]:
 
 def _goal(
     product: Product,
-    wanted: Iterable[str],
+    wanted: tuple[str, ...],
     instruction: str,
     options: tuple[str | tuple[str, str], ...],
     limit: float,
 ) -> Goal:
     return Goal(
         product.asin, instruction, product.title, product.query, product.product_category,
-        tuple(wanted), options, limit,
+        wanted, options, limit,
     )  # fmt: skip
 
 
-def split_of(goals: Sequence[object], name: str, origin: str) -> range:
-    """The indices of the goals of `train` or `test`; raises EnvironmentError for others or too few goals."""
+def split_indices(goals: Sequence[object], name: str, origin: str) -> range:
+    """The indices of the goals of `train` or `test`; raises EnvError for another split or too few goals."""
     if name not in ("train", "test"):
-        raise EnvironmentError(f"environment.split: WebShop has no split {name!r}; known: train, test")
+        raise EnvError(f"environment.split: WebShop has no split {name!r}; known: train, test")
     if len(goals) <= TEST_GOALS:
-        raise EnvironmentError(
+        raise EnvError(
             f"{origin}: {len(goals)} goals, but the first {TEST_GOALS} are the test split; use more products"
         )
     return range(TEST_GOALS) if name == "test" else range(TEST_GOALS, len(goals))

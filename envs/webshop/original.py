@@ -1,7 +1,7 @@
-"""An installed original WebShop behind our protocol: `environment.name: envs.webshop.original:KIND`.
+"""An adapter of an installed original WebShop: `environment.name: envs.webshop.original:KIND`.
 
-The package `web_agent_site` (MIT licence, no part of this project) must be importable with all that it needs,
-Lucene and its index included; its text mode is played as it is. Give the same keyword arguments of its
+The package `web_agent_site` (MIT license, not part of this project) must be importable with its dependencies,
+including Lucene and its index; its text mode is used unchanged. Give the same keyword arguments of its
 `WebAgentTextEnv` as environment.options and environment.tasks, e.g. {num_products: 1000}.
 """
 
@@ -14,10 +14,10 @@ from functools import lru_cache
 from itertools import count
 from typing import Any, Literal
 
-from envs.base import EnvironmentError, EnvironmentKind, Observation, Task, Transition
+from envs.base import EnvError, EnvironmentKind, Observation, Task, Transition
 from envs.webshop.dialogue import DIALOGUES
 from envs.webshop.environment import QUERY, SUCCESS_REWARD, shown
-from envs.webshop.goals import split_of
+from envs.webshop.goals import split_indices
 from envs.webshop.pages import SEARCH, SEPARATOR
 from envs.webshop.session import parse
 
@@ -28,8 +28,8 @@ _instances = count()
 class OriginalWebShop:
     """The original's text mode; all instances of a process share its products, goals and index.
 
-    The original draws prices and their limits from Python's global generator, which is seeded with `seed`
-    before. `score` is the reward of the last purchase as the original gives it.
+    The original draws prices and their limits from Python's global random generator, which is seeded with
+    `seed` first. `score` is the original's reward of the last purchase.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class OriginalWebShop:
     ) -> None:
         self.max_steps, self.reward = max_steps, reward
         self.server: Any = _server(seed, json.dumps(options, sort_keys=True))
-        # visits are kept by name, so that two instances must not use the same
+        # the server stores sessions by name, so each instance needs a prefix of its own
         self._environment: Any = _text_environment(
             server=self.server, session_prefix=f"{next(_instances)}-", **options
         )
@@ -49,16 +49,16 @@ class OriginalWebShop:
         self._over = True
 
     def reset(self, task: Task) -> Observation:
-        """Starts a visit with the goal whose index is `task.source`."""
+        """Starts an episode with the goal whose index is `task.source`."""
         text, _ = self._environment.reset(session=int(task.source))
         self._instruction = text.split(SEPARATOR)[2]
         self._steps, self.score, self._over = 0, 0.0, False
         return self._observation(text)
 
     def step(self, action: str) -> Transition:
-        """Does one action; one that is neither a search nor a click on the page is not `valid`."""
+        """Plays one action; one that is neither a search nor a possible click is not `valid`."""
         if self._over:
-            raise EnvironmentError("WebShop: the episode is over; call reset")
+            raise EnvError("WebShop: the episode is over; call reset")
         verb, argument = parse(action)
         clickable = self._environment.get_available_actions()["clickables"]
         target = argument.lower()
@@ -85,9 +85,8 @@ class OriginalTasks:
 
     def tasks(self, split: str) -> list[Task]:
         """The tasks of `train` or `test`."""
-        return [
-            Task(f"goal_{index}", "original", str(index)) for index in split_of(self._goals, split, _MODULE)
-        ]
+        indices = split_indices(self._goals, split, _MODULE)
+        return [Task(f"goal_{index}", "original", str(index)) for index in indices]
 
 
 @lru_cache(maxsize=2)
@@ -100,9 +99,9 @@ def _text_environment(**options: Any) -> Any:
     try:
         module = importlib.import_module(_MODULE)
     except ImportError as error:
-        raise EnvironmentError(
+        raise EnvError(
             f"environment.name: the original WebShop cannot be imported ({error}); install "
-            "it with all that it needs, or use our own: webshop"
+            "it with its dependencies, or use webshop"
         ) from None
     return module.WebAgentTextEnv(observation_mode="text", **options)
 

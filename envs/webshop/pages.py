@@ -1,4 +1,4 @@
-"""What the shop's pages say and what can be clicked on them, as WebShop's text mode reads its own HTML."""
+"""The text and the clickable elements of pages, as WebShop's text mode extracts them from its HTML."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from envs.webshop.catalogue import Product
+from envs.webshop.catalog import Product
 
 SEPARATOR = " [SEP] "
 SEARCH, BACK, PREVIOUS, NEXT, BUY = "search", "back to search", "< prev", "next >", "buy now"
@@ -14,13 +14,13 @@ DETAILS = ("description", "features", "reviews", "attributes")
 PER_PAGE = 10
 
 _HTML_SPACE = " \t\n\f\r"
-# JSON inside the original's HTML spells these characters out.
+# JSON inside the original's HTML escapes these characters.
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "'": "\\u0027"})
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page: its text, and the texts of what can be clicked, in WebShop's order."""
+    """One page: its text, and the texts of its clickable elements, in WebShop's order."""
 
     text: str
     clickables: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ def search_page(instruction: str) -> Page:
 
 
 def results_page(instruction: str, shown: Sequence[Product], total: int, number: int) -> Page:
-    """Page `number`, from 1, of `total` products that were found."""
+    """Page `number` (from 1) of `total` products that were found."""
     turns = ["< Prev", "Next >"] if number > 1 else ["Next >"]
     parts = [*_head(instruction), f"Page {number} (Total results: {total})", *turns]
     for product in shown:
@@ -57,7 +57,7 @@ def item_page(instruction: str, product: Product) -> Page:
 
 def detail_page(instruction: str, product: Product, name: str) -> Page:
     """One of the DETAILS of a product."""
-    told = {
+    details = {
         "description": [product.description],
         "features": [f" {bullet}" for bullet in product.bullets],
         "reviews": [],  # the published files have none
@@ -68,7 +68,7 @@ def detail_page(instruction: str, product: Product, name: str) -> Page:
             product.product_category,
         ],
     }
-    return Page(_joined([*_head(instruction), "< Prev", *told[name]]), (BACK, PREVIOUS))
+    return Page(_joined([*_head(instruction), "< Prev", *details[name]]), (BACK, PREVIOUS))
 
 
 def done_page(asin: str, options: Mapping[str, str], reward: float) -> Page:
@@ -91,9 +91,9 @@ def _head(instruction: str) -> list[str]:
 
 
 def _joined(parts: Iterable[str]) -> str:
-    """The parts as the original reads them back from HTML.
+    """The parts as the original extracts them from HTML.
 
-    An empty part is no text at all, blank lines are skipped, other blanks leave an empty part.
+    Empty parts and those of blank lines are skipped, other white space leaves an empty part.
     """
     shown: list[str] = []
     for part in parts:

@@ -9,15 +9,15 @@ from functools import lru_cache
 from rapidfuzz.fuzz import token_set_ratio
 from rapidfuzz.utils import default_process
 
-from envs.webshop.catalogue import Product
+from envs.webshop.catalog import Product
 from envs.webshop.goals import Goal
-from envs.webshop.nouns import Tagger
+from envs.webshop.noun_extraction import NounExtractor
 
-SAME = 85  # texts with a larger token-set ratio, in percent, mean the same
-NO_NOUNS = 0.2  # title score where the goal's name has no noun
+SAME = 85  # texts with a larger token-set ratio, in percent, match
+NO_NOUNS = 0.2  # title score if the goal's name has no noun
 
-# The colours that WebShop (MIT licence) reduces an option to; the first one in this order counts.
-_COLOUR_NAMES = """
+# The colors that WebShop (MIT license) reduces an option to; the first one in this order counts.
+_COLOR_NAMES = """
 alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel
 camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry
 cream crystal dark denim eggplant elephant espresso fuchsia gold granite grape graphite grass gray green
@@ -26,27 +26,33 @@ midnight mint mocha multicolor mushroom mustard natural navy nude olive orange p
 rainbow red rose royal rust sand sapphire seashell silver skull slate steel stone stonewash sunflower tan
 taupe teal tiger turquoise violet walnut wheat white wine yellow
 """
-_COLOURS = tuple(_COLOUR_NAMES.split())
+_COLORS = tuple(_COLOR_NAMES.split())
 _LATIN_1 = dict.fromkeys(range(128, 256))  # dropped before texts are compared
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A purchase's reward and what it is made of."""
+    """A purchase's reward and its components."""
 
     reward: float
-    type: float  # 1, 0.5, 0.1 or 0: whether it is the kind of product that was asked for
+    type: float  # 1, 0.5, 0.1 or 0: how well the kind of product matches
     title: float  # share of the goal's nouns in the product's name
     attributes: float  # share met
-    options: float | None  # share met; None where the goal has none
+    options: float | None  # share met; None if the goal has none
     price: bool
 
 
-def score(product: Product, goal: Goal, price: float, options: Mapping[str, str], nouns: Tagger) -> Score:
+def score(
+    product: Product, goal: Goal, price: float, options: Mapping[str, str], nouns: NounExtractor
+) -> Score:
     """Scores buying `product` at `price` with the chosen `options` (name -> value)."""
-    kind, title = _type(product, goal, nouns)
-    attributes = sum(_has(product, attribute) for attribute in goal.attributes)
-    chosen = [colour(value) for value in options.values()]
+    kind, title = _type_score(product, goal, nouns)
+    texts = (product.title.lower(), " ".join(product.bullets).lower(), product.description.lower())
+    attributes = sum(
+        any(same(own, attribute) for own in product.attributes) or any(attribute in text for text in texts)
+        for attribute in goal.attributes
+    )
+    chosen = [normalize_color(value) for value in options.values()]
     met = sum(any(same(value, wanted(option)) for value in chosen) for option in goal.options)
     affordable = goal.price_upper > 0 and price <= goal.price_upper
     share = (attributes + met + affordable) / (len(goal.attributes) + len(goal.options) + 1)
@@ -60,7 +66,7 @@ def score(product: Product, goal: Goal, price: float, options: Mapping[str, str]
     )
 
 
-def _type(product: Product, goal: Goal, nouns: Tagger) -> tuple[float, float]:
+def _type_score(product: Product, goal: Goal, nouns: NounExtractor) -> tuple[float, float]:
     title = title_score(nouns(product.title), nouns(goal.name))
     if title == 0.0:
         return 0.0, title
@@ -72,7 +78,7 @@ def _type(product: Product, goal: Goal, nouns: Tagger) -> tuple[float, float]:
 
 
 def title_score(bought: Collection[str], wanted: Collection[str]) -> float:
-    """Distinct nouns in common, per noun that is wanted."""
+    """The number of distinct common nouns per wanted noun."""
     return len(set(bought) & set(wanted)) / len(wanted) if wanted else NO_NOUNS
 
 
@@ -81,18 +87,9 @@ def _categories(path: str) -> frozenset[str]:
     return frozenset(part.strip() for part in path.split("\u203a"))
 
 
-def _has(product: Product, attribute: str) -> bool:
-    return (
-        any(same(own, attribute) for own in product.attributes)
-        or attribute in product.title.lower()
-        or attribute in " ".join(product.bullets).lower()
-        or attribute in product.description.lower()
-    )
-
-
 @lru_cache(maxsize=65536)
 def same(one: str, other: str) -> bool:
-    """Whether two texts have nearly the same words, as thefuzz's token_set_ratio counts them."""
+    """Whether two texts have nearly the same words, by thefuzz's token_set_ratio."""
     return round(token_set_ratio(_processed(one), _processed(other))) > SAME
 
 
@@ -101,17 +98,17 @@ def _processed(text: str) -> str:
     return default_process(text.translate(_LATIN_1))
 
 
-def colour(value: str) -> str:
-    """The first known colour inside `value`, or `value`."""
-    return next((known for known in _COLOURS if known in value), value)
+def normalize_color(value: str) -> str:
+    """The first known color in `value`, or `value` itself."""
+    return next((known for known in _COLORS if known in value), value)
 
 
 def wanted(option: str | tuple[str, str]) -> str:
-    """What an option of a goal is compared as.
+    """The text with which an option of a goal is compared.
 
-    A synthetic goal's pair is a colour only where one of its parts is exactly that; any other pair is
+    A synthetic goal's pair counts as a color only if one of its parts is exactly a color; any other pair is
     compared as the text of the pair, so that its name counts as a word too.
     """
     if isinstance(option, str):
-        return colour(option)
-    return next((known for known in _COLOURS if known in option), str(option))
+        return normalize_color(option)
+    return next((known for known in _COLORS if known in option), str(option))

@@ -1,43 +1,37 @@
-"""The shop's search engine: BM25 as Lucene ranks, over titles, descriptions, first bullets and options."""
+"""The shop's search engine: Lucene's BM25 over titles, descriptions, first bullets and options."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Protocol
 
 import bm25s
 import numpy as np
 import Stemmer
 
-from envs.webshop.catalogue import Product
+from envs.webshop.catalog import Product
 
 RESULTS = 50
-LONGEST = 10_000  # characters of a query that are read; Lucene refuses queries of more than 1,024 words
-REMEMBERED = 512  # longest query, in characters, whose result is kept
+LONGEST = 10_000  # characters of a query; the rest is ignored (Lucene refuses more than 1,024 words)
+CACHED = 512  # longest query, in characters, whose result is cached
 K1, B = 0.9, 0.4  # Anserini's, which WebShop searches with
 
-_SMALL_WORDS = """
+_STOP_WORD_TEXT = """
 a an and are as at be but by for if in into is it no not of on or such that the their then there these they
 this to was will with
 """
-_STOP_WORDS = frozenset(_SMALL_WORDS.split())
-# Words as Lucene's standard tokenizer cuts them: 3.5 and don't are one, heavy-duty is two.
+_STOP_WORDS = frozenset(_STOP_WORD_TEXT.split())
+# Words as in Lucene's standard tokenizer: 3.5 and don't are one, heavy-duty is two.
 _WORD = re.compile(r"\w+(?:(?:(?<=\d)[.,](?=\d)|(?<=[^\W\d_])['\u2019.](?=[^\W\d_]))\w+)*")
 _POSSESSIVE = re.compile(r"['\u2019]s$")
 
 
-class SearchEngine(Protocol):
-    """Ranks the products of a shop for a query."""
-
-    def __call__(self, query: str) -> tuple[int, ...]:
-        """Places of the best RESULTS products, best first."""
-        ...
-
-
 class BM25:
-    """Lucene's BM25 with its English analysis; products of the same score come in catalogue order."""
+    """Lucene's BM25 with its English analysis; ties are broken by catalog order.
+
+    A query gives the positions of the best RESULTS products, best first.
+    """
 
     def __init__(self, products: Sequence[Product]) -> None:
         self._stem = Stemmer.Stemmer("porter").stemWord
@@ -46,10 +40,10 @@ class BM25:
         self._known = frozenset(term for terms in documents for term in terms)
         if self._known:
             self._index.index(documents, show_progress=False)
-        self._remembered = lru_cache(maxsize=8192)(self._ranked)
+        self._cached = lru_cache(maxsize=8192)(self._ranked)
 
     def __call__(self, query: str) -> tuple[int, ...]:
-        return self._remembered(query) if len(query) <= REMEMBERED else self._ranked(query)
+        return self._cached(query) if len(query) <= CACHED else self._ranked(query)
 
     def _ranked(self, query: str) -> tuple[int, ...]:
         terms = [term for term in self._terms(query[:LONGEST]) if term in self._known]
@@ -69,7 +63,7 @@ class BM25:
 
 
 def document(product: Product) -> str:
-    """The text of a product that is searched."""
+    """The indexed text of a product."""
     options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in product.options.items())
     bullet = product.bullets[0] if product.bullets else ""
     return " ".join([product.title, product.description, bullet, options]).lower()

@@ -1,20 +1,19 @@
-"""One visit to the shop: what an action does, page by page."""
+"""One session in the shop: the effect of actions, page by page."""
 
 from __future__ import annotations
 
 from random import Random
 
 from envs.webshop import pages
-from envs.webshop.catalogue import Product
+from envs.webshop.catalog import Product
 from envs.webshop.goals import Goal
-from envs.webshop.pages import Page
 from envs.webshop.reward import Score, score
 from envs.webshop.search import RESULTS
 from envs.webshop.shop import Shop
 
 
 class Session:
-    """A visit with a goal, from the start page until something is bought."""
+    """A session with a goal, from the start page to a purchase."""
 
     def __init__(self, shop: Shop, goal: Goal) -> None:
         self.shop, self.goal = shop, goal
@@ -30,13 +29,13 @@ class Session:
 
     @property
     def listed(self) -> tuple[Product, ...]:
-        """The products on a page of results; none elsewhere."""
+        """The products on a page of results; none on other pages."""
         if self._kind != "results":
             return ()
         return self._found[(self._number - 1) * pages.PER_PAGE : self._number * pages.PER_PAGE]
 
     def act(self, action: str) -> bool:
-        """Does `search[...]` or `click[...]`; whether it was understood: nothing happens otherwise.
+        """Plays `search[...]` or `click[...]` and returns whether it was understood; else nothing happens.
 
         Searching is possible on every page, as in the original, whether or not it shows a search bar.
         """
@@ -53,8 +52,11 @@ class Session:
         return True
 
     def _click(self, target: str) -> None:
-        if target == pages.BUY:
-            self._buy()
+        if target == pages.BUY and self.product is not None:
+            product, nouns = self.product, self.shop.nouns
+            self.score = score(product, self.goal, product.price, self.options, nouns)
+            self._kind = "done"
+            self.page = pages.done_page(product.asin, self.options, self.score.reward)
         elif target == pages.BACK:
             self.product, self.options, self._kind = None, {}, "search"
             self.page = pages.search_page(self.goal.instruction)
@@ -69,7 +71,7 @@ class Session:
             self._open(target)
 
     def _open(self, target: str) -> None:
-        """Shows an item page: of a product in the list, or again after an option was chosen."""
+        """Shows an item page: of a listed product, or again after an option was chosen."""
         if self._kind == "results":
             self.product = next(product for product in self.listed if product.asin.lower() == target)
         elif self._kind == "item":
@@ -88,37 +90,27 @@ class Session:
         self.page = pages.results_page(self.goal.instruction, self.listed, len(self._found), number)
 
     def _ranking(self) -> tuple[Product, ...]:
-        """The products for the keywords: ranked, or by one of WebShop's marks a plain selection."""
-        mark, *rest = self._keywords
+        """The products for the keywords: ranked, or selected by one of WebShop's prefixes."""
+        prefix, *rest = self._keywords
         text, products = " ".join(rest).strip(), self.shop.products
-        if mark == "<r>":
+        if prefix == "<r>":
             return tuple(Random(self._searches).sample(products, min(RESULTS, len(products))))
-        if mark == "<a>":
+        if prefix == "<a>":
             return tuple(product for product in products if text in product.attributes)
-        if mark == "<c>":
+        if prefix == "<c>":
             category = rest[0].strip() if rest else ""
             return tuple(product for product in products if product.category == category)
-        if mark == "<q>":
+        if prefix == "<q>":
             return tuple(product for product in products if product.query == text)
         return tuple(products[place] for place in self.shop.search(" ".join(self._keywords)))
-
-    def _buy(self) -> None:
-        assert self.product is not None
-        product = self.product
-        self.score = score(product, self.goal, product.price, self.options, self.shop.nouns)
-        self._kind = "done"
-        self.page = pages.done_page(product.asin, self.options, self.score.reward)
 
 
 def parse(action: str) -> tuple[str, str]:
     """The verb before the last possible `[` and the argument up to the last `]`, within the first line.
 
-    Both are empty where there is none. The same as matching `(.+)\\[(.+)\\]`, in linear time.
+    Both are empty if there is none. Equivalent to matching `(.+)\\[(.+)\\]`, in linear time.
     """
     line, _, _ = action.partition("\n")
     end = line.rfind("]")
     start = line.rfind("[", 1, max(end - 1, 0))
     return (line[:start], line[start + 1 : end]) if start > 0 else ("", "")
-
-
-__all__ = ["Page", "Session", "parse"]

@@ -1,4 +1,4 @@
-"""Recorded visits: what a shop showed and paid, action by action, and replaying them."""
+"""Recorded sessions: the pages and rewards of a shop after every action, and their replay in ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.base import EnvironmentError
+from envs.base import EnvError
+from envs.transcripts import Replay
 from envs.webshop.session import Session
 from envs.webshop.shop import Shop, ShopFiles, load_shop
 
@@ -18,9 +19,9 @@ FILES = ("items", "attributes", "instructions")
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What there is to see before any action or after one."""
+    """What is observable before any action or after one."""
 
-    action: str  # empty before any
+    action: str  # empty before the first
     text: str
     clickables: tuple[str, ...]
     search_bar: bool
@@ -36,24 +37,15 @@ class Visit:
     seen: tuple[Seen, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """How a replay went."""
-
-    steps: int
-    differences: int
-    first: str = ""  # the first difference
-
-
 def show(session: Session, action: str = "") -> Seen:
-    """What a session shows after `action`."""
+    """What is observable in a session after `action`."""
     reward = session.score.reward if session.score else 0.0
     page = session.page
     return Seen(action, page.text, page.clickables, page.search_bar, reward, session.score is not None)
 
 
 def play(shop: Shop, goal: int, actions: Sequence[str]) -> Iterator[Seen]:
-    """What our shop shows at the start and after each action."""
+    """What is observable in our shop at the start and after each action."""
     session = Session(shop, shop.goals[goal])
     yield show(session)
     for action in actions:
@@ -62,7 +54,7 @@ def play(shop: Shop, goal: int, actions: Sequence[str]) -> Iterator[Seen]:
 
 
 def compare(ours: Sequence[Seen], theirs: Sequence[Seen]) -> list[str]:
-    """The differences of two accounts of the same visit, each in a line."""
+    """The differences between two records of the same session, one line each."""
     return [
         f"after {b.action!r}: {name} {getattr(a, name)!r}, expected {getattr(b, name)!r}"
         for a, b in zip(ours, theirs, strict=True)
@@ -85,21 +77,20 @@ def read_transcript(path: Path, scratch: Path) -> tuple[ShopFiles, tuple[Visit, 
     try:
         data: Mapping[str, Any] = json.loads(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, ValueError) as error:
-        raise EnvironmentError(f"{path}: no transcript ({error}); record it again") from None
+        raise EnvError(f"{path}: not a transcript ({error}); record it again") from None
     paths = [str(scratch / f"{name}.json") for name in FILES]
     for name, path_of_file in zip(FILES, paths, strict=True):
         Path(path_of_file).write_text(json.dumps(data["files"][name]))
     files = ShopFiles(*paths, goals=data["goals"], seed=data["seed"], nouns=data["nouns"])
-    return files, tuple(_visit(visit) for visit in data["visits"])
-
-
-def _visit(data: Mapping[str, Any]) -> Visit:
-    seen = [{**seen, "clickables": tuple(seen["clickables"])} for seen in data["seen"]]
-    return Visit(data["goal"], tuple(Seen(**fields) for fields in seen))
+    visits: list[Visit] = []
+    for visit in data["visits"]:
+        seen = (Seen(**{**fields, "clickables": tuple(fields["clickables"])}) for fields in visit["seen"])
+        visits.append(Visit(visit["goal"], tuple(seen)))
+    return files, tuple(visits)
 
 
 def replay(files: ShopFiles, visits: Sequence[Visit]) -> Replay:
-    """Plays the visits anew and compares everything shown."""
+    """Plays the visits again and compares everything observable."""
     shop, steps, found = load_shop(files), 0, list[str]()
     for visit in visits:
         actions = [seen.action for seen in visit.seen[1:]]

@@ -1,0 +1,1 @@
+"""Advantages, anchor groups and the policy loss."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pydantic import ConfigDict
 
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, validate_default=True)
+STRICT = ConfigDict(
+    extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+)
 
 
 def require(ok: bool, message: str) -> None:

@@ -1,1 +1,1 @@
-"""What lets megatron-core and SGLang run on a host without CUDA; a no-op where there is a GPU."""
+"""What lets megatron-core and SGLang run on a host without CUDA; a no-op if there is a GPU."""

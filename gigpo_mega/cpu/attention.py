@@ -27,10 +27,10 @@ class _Batch:
     """Requests of similar length, padded to Q query and L cached tokens; G query heads share a key head."""
 
     tokens: torch.Tensor  # int64 [B * Q] rows of the query; padding repeats row 0
-    real: torch.Tensor  # int64 [T] where in `tokens` the rows stand that are no padding
+    real: torch.Tensor  # int64 [T] positions in `tokens` of the rows that are not padding
     targets: torch.Tensor  # int64 [T] the rows themselves
     slots: torch.Tensor  # int64 [B * L] cache slots; what lies beyond a request's length is masked
-    mask: torch.Tensor  # [B, 1, G * Q, L] 0 where a query token may look and -inf elsewhere
+    mask: torch.Tensor  # [B, 1, G * Q, L] 0 for keys that a query token may attend to, else -inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class _Requests:
     queries: list[int]  # [B] new tokens
 
     def plan(self, shared: int, dtype: torch.dtype) -> list[_Batch]:
-        """Batches for layers where `shared` query heads use one key head."""
+        """Batches for layers whose key heads serve `shared` query heads each."""
         return [self._batch(members, shared, dtype) for members in cut(self.lengths, self.queries)]
 
     def _batch(self, members: list[int], shared: int, dtype: torch.dtype) -> _Batch:

@@ -8,6 +8,7 @@ megatron is imported. The function mode is per thread: other threads call `insta
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 import warnings
 from typing import Any
@@ -111,6 +112,9 @@ def install() -> None:
         return
     _installed = True
     warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex)")  # their absence is expected here
+    # SGLang's flash_mla cannot be imported without a driver: an OSError, where megatron-core expects absence.
+    modules: dict[str, Any] = sys.modules
+    modules.setdefault("flash_mla", None)
     cuda: Any = torch.cuda
     cuda.current_device = lambda: _CPU
     # One function each: torch._dynamo refuses names of different kinds that are the same object.

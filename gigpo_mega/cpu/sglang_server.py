@@ -1,8 +1,10 @@
 """SGLang's own HTTP server without a GPU: `python -m gigpo_mega.cpu.sglang_server --model-path DIR --port N`.
 
-SGLang starts its processes with multiprocessing "spawn". A spawned child re-imports the parent's main module
-and only then unpickles what it is to run, so the stubs installed here at import time are in place in every
-child before sglang is imported. For that this must stay a plain module (spawn skips a package's __main__.py).
+Scheduler and detokenizer are forked from this process, which has imported all that they need: SGLang would
+spawn them, and each would import torch and sglang again, some eight seconds of CPU, for the sake of CUDA
+contexts that are not here. What SGLang starts elsewhere it starts as ever. A spawned process re-imports this
+module before anything else, which installs the stubs before sglang is imported; for that it must stay a plain
+module (spawn skips a package's __main__.py).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from multiprocessing.context import ForkContext
 from typing import Any
 
 from gigpo_mega.cpu import stubs
@@ -21,12 +24,21 @@ ARGUMENTS = (
 )
 
 
+class _Forks(ForkContext):
+    """A start method that stays when SGLang asks for another."""
+
+    def set_start_method(self, method: str | None, force: bool = False) -> None:
+        """Not here."""
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Run the server until it is told to stop; `arguments` are SGLang's and override ours."""
+    """Run the server until it is stopped; `arguments` are SGLang's and override ours."""
+    from sglang.srt.entrypoints import engine
     from sglang.srt.entrypoints.http_server import launch_server
     from sglang.srt.server_args import prepare_server_args
     from sglang.srt.utils import kill_process_tree
 
+    engine.mp = _Forks()
     server_args = prepare_server_args([*ARGUMENTS, *arguments])
     try:
         launch_server(server_args, run_scheduler_process_func=_scheduler)
@@ -35,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _scheduler(*args: Any, **kwargs: Any) -> None:
-    """SGLang's scheduler process, with our attention under the name that SGLang knows for the CPU."""
+    """SGLang's scheduler process, with our attention under the name that SGLang has for the CPU."""
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
     from sglang.srt.managers.scheduler import run_scheduler_process
 

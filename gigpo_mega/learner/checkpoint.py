@@ -1,9 +1,8 @@
-"""Full-state checkpoints: weights, optimizer, scheduler, RNG and iteration, published by one rename."""
+"""Full-state checkpoints: weights, optimizer, RNG, iterations and updates, published by one rename."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,10 +15,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from gigpo_mega.config import CheckpointConfig
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner import manifest, random_state, shards, torch_adam
-from gigpo_mega.learner.update import Learner
+from gigpo_mega.learner import random_state, shards, torch_adam
+from gigpo_mega.learner.layout import Layout
+from gigpo_mega.learner.learner import Learner, finite_everywhere
+from gigpo_mega.storage import manifest
+from gigpo_mega.storage.files import publish
 
-_LEARNER = "learner"  # the folder of the sharded state within a checkpoint
 _FAILURES = (Exception, CheckpointException)  # torch's derives from BaseException
 
 
@@ -48,19 +49,25 @@ class Checkpoints:
         """The iteration of the oldest checkpoint, or None."""
         return min(self._all(), default=None)
 
-    def resumable(self) -> int:
-        """The iteration to resume from, that of the newest intact checkpoint; 0 where there is none at all.
+    def resumable(self, layout: Layout) -> int:
+        """The iteration to resume from, that of the newest intact checkpoint; 0 if there is none at all.
 
-        Every file is read and compared with its checksum. Newer checkpoints that are damaged are named on
-        stderr, with the file. Raises UserError where every one is damaged.
+        Every file is read and compared with its checksum, by one of the ranks, which call this together.
+        Newer checkpoints that are damaged are named on stderr, with the file. Raises UserError if every one
+        is damaged.
         """
-        iterations = sorted(self._all(), reverse=True)
+        box = [sorted(self._all(), reverse=True)]
+        dist.broadcast_object_list(box)  # a rank may see a shared folder as it was a moment ago
+        [iterations] = box
         for iteration in iterations:
             path = self._path(iteration)
-            damage = _damage(path)
+            reasons: list[str | None] = [None] * layout.world
+            dist.all_gather_object(reasons, _damage(path, layout))
+            damage = next((reason for reason in reasons if reason), None)
             if damage is None:
                 return iteration
-            sys.stderr.write(f"{path} is damaged ({damage}); trying the one before it\n")
+            if layout.leader:
+                sys.stderr.write(f"{path} is damaged ({damage}); trying the one before it\n")
         if iterations:
             raise UserError(f"output: every checkpoint in {self._folder} is damaged; choose another output")
         return 0
@@ -69,10 +76,16 @@ class Checkpoints:
         """Write everything, then rename; older checkpoints beyond `keep` go afterwards.
 
         With `background`, only copies the state: the checkpoint appears with a later call of `poll` or
-        `finish`. Raises UserError where it cannot be written; the last good checkpoint stays as it was.
+        `finish`. Raises UserError, on every rank, if a weight is not finite or it cannot be written; the last
+        good checkpoint stays as it was.
         """
         self.finish(learner)
         learner.synchronize()
+        # Agreed on before anyone writes: a rank that fails alone would miss megatron's collectives.
+        if not finite_everywhere(learner.policy.parameters()):
+            raise UserError(
+                "checkpoint: a weight of the policy is not finite; --resume goes on from the last checkpoint"
+            )
         partial = self._path(learner.iteration).with_suffix(".partial")
         try:
             _together(learner, partial, lambda: self._fresh(partial, shards.size(learner)), leader=True)
@@ -84,7 +97,7 @@ class Checkpoints:
             raise
 
     def poll(self, learner: Learner) -> None:
-        """Publish the checkpoint that `save` began, where every rank has written its part."""
+        """Publish the checkpoint that `save` began, once every rank has written its part."""
         if self._pending is None:
             return
         done: list[bool] = [False] * learner.layout.world
@@ -108,17 +121,28 @@ class Checkpoints:
         path = self._path(iteration)
         try:
             state = json.loads((path / manifest.STATE).read_text())
-            _check_shape(path, {"lora": None} | state["shape"], _described(learner))
-            shards.read(learner, path / _LEARNER, state["optimizer_steps"])
-            learner.scheduler.load_state_dict(state["scheduler"])
+            found, here = {"lora": None, "rope_scaling": None} | state["shape"], _described(learner)
+            if different := [f"{k} {found.get(k)} (here {v})" for k, v in here.items() if found.get(k) != v]:
+                raise UserError(
+                    f"output: {path} is a checkpoint of another model: {', '.join(different)}; "
+                    "choose another output or the model it was made with"
+                )
+            written, asked = state["distributed_optimizer"], learner.distributed_optimizer
+            if written != asked:
+                raise UserError(
+                    f"output: {path} was written with parallel.distributed_optimizer "
+                    f"{str(written).lower()}, not {str(asked).lower()}; set it so"
+                )
+            shards.read(learner, path / manifest.LEARNER, state["optimizer_steps"])
             random_state.load(path / "random.pt")
         except UserError:
             raise
         except _FAILURES as error:
             raise UserError(
-                f"output: cannot read {path}: {_reason(error)}; delete it to resume from an older one"
+                f"output: cannot read {path}: {_reason(error)}; if it is damaged, move it away to resume "
+                "from an older one"
             ) from error
-        learner.iteration = iteration
+        learner.iteration, learner.updates = iteration, state["updates"]
 
     def _all(self) -> list[int]:
         return [int(path.name.split("_")[1]) for path in self._folder.glob("iteration_*[0-9]")]
@@ -130,19 +154,20 @@ class Checkpoints:
         """An empty folder on a disk with room for `size` bytes, and none that a killed run left behind."""
         for stale in self._folder.glob("*.partial"):
             shutil.rmtree(stale, ignore_errors=True)
-        (partial / _LEARNER).mkdir(parents=True)
+        (partial / manifest.LEARNER).mkdir(parents=True)
         if shutil.disk_usage(partial).free < size:
             raise OSError(f"a checkpoint needs {size / 2**20:.1f} MiB")
 
     def _begin(self, learner: Learner, partial: Path) -> None:
         """Copy the state as it is now; the copy is written from here on."""
-        writing = shards.Writing(learner, partial / _LEARNER, self._cfg.background)
+        writing = shards.Writing(learner, partial / manifest.LEARNER, self._cfg.background)
         if learner.layout.leader:
             random_state.save(partial / "random.pt")
         state = {
             "iteration": learner.iteration,
             "shape": _described(learner),
-            "scheduler": learner.scheduler.state_dict(),
+            "updates": learner.updates,
+            "distributed_optimizer": learner.distributed_optimizer,
             "optimizer_steps": torch_adam.step_count(learner.optimizer) if torch_adam.USED else None,
         }
         self._pending = _Pending(learner.iteration, partial, writing, state)
@@ -160,14 +185,11 @@ class Checkpoints:
     def _publish(self, pending: _Pending, written: list[manifest.Files], final: Path) -> None:
         """Describe what the ranks have `written` and what this one did, rename, forget older checkpoints."""
         partial = pending.partial
-        files = {f"{_LEARNER}/{name}": entry for part in written for name, entry in part.items()}
+        files = {f"{manifest.LEARNER}/{name}": entry for part in written for name, entry in part.items()}
         others = (p for p in partial.rglob("*") if p.is_file() and str(p.relative_to(partial)) not in files)
         files |= manifest.describe(partial, others)
         (partial / manifest.STATE).write_text(json.dumps(pending.state | {"files": files}, indent=1))
-        _sync(partial)
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(partial, final)
+        publish(partial, final)
         past = sorted(i for i in self._all() if i <= pending.iteration)
         for iteration in past[: -self._cfg.keep]:
             shutil.rmtree(self._path(iteration))
@@ -178,37 +200,18 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def _damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+def _damage(path: Path, layout: Layout) -> str | None:
+    """What is wrong with a checkpoint as far as this rank looks, or None."""
     try:
         files: manifest.Files = json.loads((path / manifest.STATE).read_text())["files"]
+        return manifest.damage(path, manifest.share(files, layout.world, layout.rank))
     except (OSError, ValueError, KeyError) as error:
         return f"{manifest.STATE}: {_reason(error)}"
-    return manifest.damage(path, files)
 
 
 def _described(learner: Learner) -> dict[str, Any]:
     """The numbers that a checkpoint must share with the learner that reads it."""
     return asdict(learner.shape) | {"lora": asdict(learner.lora) if learner.lora else None}
-
-
-def _check_shape(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    different = [f"{k} {found.get(k)} (here {v})" for k, v in wanted.items() if found.get(k) != v]
-    if different:
-        raise UserError(
-            f"output: {path} is a checkpoint of another model: {', '.join(different)}; "
-            "choose another output or the model it was made with"
-        )
-
-
-def _sync(folder: Path) -> None:
-    """Flush the folder's files to disk, so that the rename publishes nothing half written."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _together(learner: Learner, path: Path, act: Callable[[], None], leader: bool = False) -> None:

@@ -14,14 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
-from gigpo_mega.cpu import megatron as cpu_megatron
 from gigpo_mega.types import Int64
-
-cpu_megatron.install()
-
-from megatron.core.packed_seq_params import PackedSeqParams  # noqa: E402  (after the CPU patches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +30,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
+class HeldColumns:
     """The columns of a micro-batch on this rank, for `layers.CausalAttention`.
 
     megatron hands it through in the place of its `PackedSeqParams`.
@@ -43,7 +39,7 @@ class Columns:
     qkv_format: ClassVar[str] = "sbhd"  # to megatron one long sequence
     spans: tuple[Span, ...]  # in the order in which this rank holds them, as many of each sequence
     lengths: tuple[int, ...]  # of the whole sequences
-    order: Tensor | None = None  # [s] from gathered columns to the micro-batch's; None where all are here
+    order: Tensor | None = None  # [s] from gathered columns to the micro-batch's; None if all are here
 
 
 def spans(starts: Int64, ranks: int, rank: int) -> tuple[Span, ...]:
@@ -63,13 +59,13 @@ def indices(held: Sequence[Span]) -> Int64:
     return np.concatenate([np.arange(span.start, span.end) for span in held])
 
 
-def columns(starts: Int64, ranks: int, rank: int, device: torch.device) -> Columns:
+def columns(starts: Int64, ranks: int, rank: int, device: torch.device) -> HeldColumns:
     """What attention must know on `rank`."""
     held, lengths = spans(starts, ranks, rank), tuple(np.diff(starts).tolist())
     if ranks == 1:
-        return Columns(held, lengths)
+        return HeldColumns(held, lengths)
     gathered = np.concatenate([indices(spans(starts, ranks, r)) for r in range(ranks)])
-    return Columns(held, lengths, torch.from_numpy(np.argsort(gathered)).to(device))
+    return HeldColumns(held, lengths, torch.from_numpy(np.argsort(gathered)).to(device))
 
 
 def packed_for_transformer_engine(starts: Int64, device: torch.device) -> PackedSeqParams:
@@ -83,8 +79,8 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, places: Tensor, total: int, group: dist.ProcessGroup) -> Tensor:
         ctx.save_for_backward(places)
-        whole = values.new_zeros(*values.shape[:-1], total)
-        whole[..., places] = values
+        whole = values.new_zeros(total)
+        whole[places] = values
         dist.all_reduce(whole, group=group)
         return whole
 
@@ -92,11 +88,11 @@ class _Join(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         # Every rank computes the same loss from the whole: each takes the gradient of its own part.
         (places,) = ctx.saved_tensors
-        return grads[0][..., places], None, None, None
+        return grads[0][places], None, None, None
 
 
 def join(values: Tensor, places: Tensor, total: int, group: dist.ProcessGroup) -> Tensor:
-    """This rank's `values` [..., k] at `places` [k], and the other ranks', as one [..., total]."""
+    """This rank's `values` [k] at `places` [k], and the other ranks', as one [total]."""
     whole = _Join.apply(values, places, total, group)
     assert whole is not None
     return whole

@@ -6,27 +6,23 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
+from megatron.core.transformer.attention import SelfAttentionSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import (
+    TransformerBlockSubmodules,
+    get_num_layers_to_build,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 
 from gigpo_mega.config import LoraConfig
-from gigpo_mega.cpu import megatron as cpu_megatron
 from gigpo_mega.learner import lora
-from gigpo_mega.learner.context import Columns, Span
-
-cpu_megatron.install()
-
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region  # noqa: E402
-from megatron.core.transformer.attention import SelfAttentionSubmodules  # noqa: E402
-from megatron.core.transformer.spec_utils import ModuleSpec  # noqa: E402
-from megatron.core.transformer.transformer_block import (  # noqa: E402
-    TransformerBlockSubmodules,
-    get_num_layers_to_build,
-)
-from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
-from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules  # noqa: E402
-from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
+from gigpo_mega.learner.context import HeldColumns, Span
 
 
 class RMSNorm(nn.Module):
@@ -70,7 +66,7 @@ class CausalAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, *_: Any, packed_seq_params: Any = None, **__: Any
     ) -> Tensor:
-        columns: Columns = packed_seq_params or Columns((Span(0, 0, len(query)),), (len(query),))
+        columns: HeldColumns = packed_seq_params or HeldColumns((Span(0, 0, len(query)),), (len(query),))
         if columns.order is not None:
             both = torch.cat([key, value], dim=-1)
             both = gather_from_sequence_parallel_region(both, group=self.context_group)[columns.order]

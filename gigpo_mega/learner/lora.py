@@ -16,29 +16,24 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn import Parameter
-
-from gigpo_mega.config import LoraConfig
-from gigpo_mega.cpu import megatron as cpu_megatron
-
-cpu_megatron.install()
-
-from megatron.core.tensor_parallel import (  # noqa: E402  (after the CPU patches)
+from megatron.core.tensor_parallel import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
 )
-from megatron.core.tensor_parallel.layers import (  # noqa: E402
+from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
-    LinearWithFrozenWeight,
     RowParallelLinear,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer.mlp import apply_swiglu_sharded_factory  # noqa: E402
-from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
-from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint  # noqa: E402
+from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from gigpo_mega.config import LoraConfig
 
 NAMES = ("lora_a", "lora_b")
 
@@ -88,6 +83,15 @@ class Adapted(nn.Module):
             self.lora_a.copy_(whole.chunk(self.a_ways, dim=1)[rank % self.a_ways])
             self.lora_b.zero_()
 
+    def _add(self, output: Tensor, input_: Tensor, by_sequence: Any, by_tensor: Any) -> Tensor:
+        """`output` and the adapter's; what is between A and B crosses ranks under sequence parallelism by one
+        of megatron's mappings, else by the other."""
+        if not self.on:
+            return output
+        low = self.config.lora_scale * F.linear(input_, self.lora_a)
+        cross = by_sequence if self.config.sequence_parallel else by_tensor
+        return output + F.linear(cross(low, group=self.tp_group), self.lora_b)
+
     def merged(self) -> Tensor:
         """The weight with the adapter in it; neither changes."""
         return merge(self.weight.detach(), self.lora_a.detach(), self.lora_b.detach(), self.config.lora_scale)
@@ -117,14 +121,8 @@ class ColumnParallelLora(Adapted, ColumnParallelLinear):
 
     def forward(self, input_: Tensor, *rest: Any, **options: Any) -> tuple[Tensor, Any]:
         output, bias = ColumnParallelLinear.forward(self, input_, *rest, **options)
-        if not self.on:
-            return output, bias
-        low = self.config.lora_scale * F.linear(input_, self.lora_a)
-        if self.sequence_parallel:
-            low = gather_from_sequence_parallel_region(low, group=self.tp_group)
-        else:
-            low = copy_to_tensor_model_parallel_region(low, group=self.tp_group)
-        return output + F.linear(low, self.lora_b), bias
+        gathered = gather_from_sequence_parallel_region
+        return self._add(output, input_, gathered, copy_to_tensor_model_parallel_region), bias
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None
@@ -148,14 +146,8 @@ class RowParallelLora(Adapted, RowParallelLinear):
 
     def forward(self, input_: Tensor) -> tuple[Tensor, Any]:
         output, bias = RowParallelLinear.forward(self, input_)
-        if not self.on:
-            return output, bias
-        low = self.config.lora_scale * F.linear(input_, self.lora_a)
-        if self.sequence_parallel:
-            low = reduce_scatter_to_sequence_parallel_region(low, group=self.tp_group)
-        else:
-            low = reduce_from_tensor_model_parallel_region(low, group=self.tp_group)
-        return output + F.linear(low, self.lora_b), bias
+        scattered = reduce_scatter_to_sequence_parallel_region
+        return self._add(output, input_, scattered, reduce_from_tensor_model_parallel_region), bias
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None
@@ -205,21 +197,3 @@ def switched(policy: nn.Module, on: bool) -> Iterator[None]:
     finally:
         for module, value in zip(adapted, before, strict=True):
             module.on = value
-
-
-def _fold_gradients() -> None:
-    """Let the backward pass of a frozen layer be one product of matrices.
-
-    megatron-core 0.16.1 multiplies a gradient [s, 1, out] whose middle stride is not `out` with the weight:
-    torch takes that for s products of one row, in bfloat16 on a CPU with s copies of the weight.
-    """
-    patched: Any = LinearWithFrozenWeight
-    original = patched.backward
-
-    def folded(ctx: Any, gradient: Tensor) -> Any:
-        return original(ctx, gradient.flatten(0, 1).unflatten(0, gradient.shape[:2]))
-
-    patched.backward = staticmethod(folded)
-
-
-_fold_gradients()

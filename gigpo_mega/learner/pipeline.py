@@ -6,14 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch.distributed as dist
-
-from gigpo_mega.cpu import megatron as cpu_megatron
-
-cpu_megatron.install()
-
-from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator  # noqa: E402
-from megatron.core.pipeline_parallel.schedules import get_schedule_table  # noqa: E402
-from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from megatron.core.pipeline_parallel.schedules import get_schedule_table
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 Shape = list[int]
 

@@ -8,25 +8,20 @@ import threading
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-import torch.nn.functional as F
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.serialization import get_default_save_sharded_strategy
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelSaveStrategyWrapper
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
-from gigpo_mega.learner import manifest, torch_adam
-from gigpo_mega.learner.update import Learner
-
-from megatron.core import dist_checkpointing  # isort: skip  (learner.update has installed the CPU patches)
-from megatron.core.dist_checkpointing.strategies import filesystem_async  # isort: skip
-from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest  # isort: skip
-from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer  # isort: skip
+from gigpo_mega.learner import optimizer_state, torch_adam
+from gigpo_mega.learner.learner import Learner
+from gigpo_mega.storage import manifest
 
 logging.getLogger(filesystem_async.__name__).setLevel(logging.CRITICAL)  # what it logs, it raises too
 
-# Optimizer shards that a run with another layout can read.
-_SHARDING: dict[str, Any] = {
-    "distrib_optim_sharding_type": "fully_reshardable",
-    "distrib_optim_fully_reshardable_mem_efficient": False,
-}
 _Bucket = tuple[Path, str, tuple[list[Any], list[tuple[Any, Tensor]]]]
 
 
@@ -41,10 +36,14 @@ class Writing:
         filesystem_async._results_queue = self._results = queue.Queue()
         if torch_adam.USED:
             torch_adam.prefill(learner.optimizer)  # a run may be saved before its first update
-        state = _sharded(learner, loading=False)
+        state = _sharded(learner)
+        # Ranks with the same weights write a part each.
+        strategy = FullyParallelSaveStrategyWrapper(
+            get_default_save_sharded_strategy(), learner.layout.replica_group
+        )
         self._request = cast(
             AsyncRequest,
-            dist_checkpointing.save(state, str(folder), content_metadata=_SHARDING, async_sharded_save=True),
+            dist_checkpointing.save(state, str(folder), strategy, async_sharded_save=True),
         )
         self._folder = folder
         self._buckets = self._staged(background)
@@ -55,7 +54,7 @@ class Writing:
 
     @property
     def done(self) -> bool:
-        """True where `wait` would return at once."""
+        """Whether `wait` would return at once."""
         return not self._thread.is_alive()
 
     def wait(self) -> None:
@@ -115,53 +114,35 @@ def read(learner: Learner, folder: Path, optimizer_steps: float | None) -> None:
     """Restore weights and optimizer, from files of this layout or any other."""
     if torch_adam.USED:
         torch_adam.prefill(learner.optimizer)
-    sharded = _sharded(learner, loading=True)
-    loaded = cast(dict[str, Any], dist_checkpointing.load(sharded, str(folder)))
+    distributed = _distributed(learner)
+    if distributed is not None:
+        distributed.load_state_dict(distributed.state_dict())  # fused Adam has none before its first step
+    loaded = cast(dict[str, Any], dist_checkpointing.load(_sharded(learner, loading=True), str(folder)))
     for i, chunk in enumerate(learner.policy):
         chunk.load_state_dict(loaded[f"model{i}"])
+    if distributed is not None:
+        optimizer_state.restored(distributed)
     learner.optimizer.load_state_dict(loaded["optimizer"])
+    learner.apply_optimizer_settings()  # the checkpoint brought its own
     if torch_adam.USED:
         assert optimizer_steps is not None
         torch_adam.restore_step_count(learner.optimizer, optimizer_steps)
 
 
-def _pad_buckets() -> None:
-    """Let the optimizer's state be found where it is looked for.
-
-    megatron-core 0.16.1 gathers the buckets of a gradient buffer without the padding at their ends, then
-    takes each parameter from where it stands with padding: what follows the first bucket is saved shifted,
-    with no more than a warning. There are several buckets where gradients overlap with the backward pass,
-    and on the pipeline stages that share the embedding.
-    """
-    patched: Any = DistributedOptimizer
-    original = patched.get_parameter_state_dp_zero
-
-    def with_padding(self: Any, *args: Any, **options: Any) -> Any:
-        state = original(self, *args, **options)
-        if state is None:  # only one rank asked for it, another one
-            return None
-        for i, buffer in enumerate(self.buffers):
-            sizes = [bucket.numel_unpadded for bucket in buffer.buckets]
-            padding = [bucket.grad_data.numel() - bucket.numel_unpadded for bucket in buffer.buckets]
-            for tensors in state[i].values():
-                for key in ("param", "exp_avg", "exp_avg_sq"):
-                    parts = zip(tensors[key].split(sizes), padding, strict=True)
-                    tensors[key] = torch.cat([F.pad(part, (0, missing)) for part, missing in parts])
-        return state
-
-    patched.get_parameter_state_dp_zero = with_padding
+def _distributed(learner: Learner) -> DistributedOptimizer | None:
+    """The learner's optimizer if it is sharded over data-parallel ranks."""
+    part = torch_adam.parts(learner.optimizer)[0]
+    return part if isinstance(part, DistributedOptimizer) else None
 
 
-_pad_buckets()
-
-
-def _sharded(learner: Learner, loading: bool) -> dict[str, Any]:
+def _sharded(learner: Learner, loading: bool = False) -> dict[str, Any]:
     """What megatron saves; inside each entry go names that no layout changes."""
-    metadata = _SHARDING | {"dp_cp_group": learner.layout.replica_group}
+    metadata = {"dp_cp_group": learner.layout.replica_group}
     model = {
         f"model{i}": chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(learner.policy)
     }
-    distributed = isinstance(torch_adam.parts(learner.optimizer)[0], DistributedOptimizer)
-    options = {"metadata": metadata} if distributed else {}
-    optimizer = learner.optimizer.sharded_state_dict(model, is_loading=loading, **options)
-    return model | {"optimizer": optimizer}
+    distributed = _distributed(learner)
+    if distributed is None:
+        return model | {"optimizer": learner.optimizer.sharded_state_dict(model, is_loading=loading)}
+    share = optimizer_state.sharded(distributed, model)
+    return model | {"optimizer": distributed.state_dict(), "optimizer_state": share}

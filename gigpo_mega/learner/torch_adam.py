@@ -1,4 +1,4 @@
-"""torch's Adam under megatron's optimizers: what checkpoints need where neither TE nor Apex is installed.
+"""torch's Adam under megatron's optimizers: what checkpoints need if neither TE nor Apex is installed.
 
 megatron's checkpointing is written for fused Adam, whose `step` belongs to the parameter group. torch keeps
 one for each parameter, and megatron's distributed optimizer neither saves nor restores those.
@@ -6,27 +6,33 @@ one for each parameter, and megatron's distributed optimizer neither saves nor r
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE
 from torch import Tensor
 
-from gigpo_mega.cpu import megatron as cpu_megatron
-
-cpu_megatron.install()
-
-from megatron.core.optimizer.distrib_optimizer import HAVE_APEX_OR_TE, DistributedOptimizer  # noqa: E402
-
 USED = not HAVE_APEX_OR_TE
+_FUSED_ON = "cuda"  # type of device
 
 
 def step_count(optimizer: Any) -> float:
     """Updates that Adam has made; 0 before the first."""
-    counts = {float(state["step"]) for state in _states(optimizer)}
+    counts = {float(state["step"]) for adam in _adams(optimizer) for state in adam.state.values()}
     assert len(counts) <= 1, f"parameters disagree on Adam's step: {counts}"
     return counts.pop() if counts else 0.0
+
+
+def fuse(optimizer: Any) -> None:
+    """Let torch's Adam step in one kernel on a GPU: its other way takes a temporary as large as all it steps.
+
+    To be called before the first step, and before `restore_step_count`.
+    """
+    for adam in _adams(optimizer):
+        for group in adam.param_groups:
+            if isinstance(adam, torch.optim.Adam) and group["params"]:
+                group["fused"] = all(_fusible(adam, parameter) for parameter in group["params"])
 
 
 def prefill(optimizer: Any) -> None:
@@ -36,7 +42,7 @@ def prefill(optimizer: Any) -> None:
             for parameter in group["params"]:
                 if not adam.state[parameter]:
                     adam.state[parameter] = {
-                        "step": torch.tensor(0.0),
+                        "step": _count(0.0, adam, parameter),
                         "exp_avg": torch.zeros_like(parameter),
                         "exp_avg_sq": torch.zeros_like(parameter),
                     }
@@ -44,8 +50,18 @@ def prefill(optimizer: Any) -> None:
 
 def restore_step_count(optimizer: Any, steps: float) -> None:
     """Give every parameter a `step` of its own: after loading all share one, which would count many times."""
-    for state in _states(optimizer):
-        state["step"] = torch.tensor(steps)
+    for adam in _adams(optimizer):
+        for parameter, state in adam.state.items():
+            state["step"] = _count(steps, adam, parameter)
+
+
+def _fusible(adam: torch.optim.Optimizer, parameter: Tensor) -> bool:
+    return isinstance(adam, torch.optim.Adam) and parameter.device.type == _FUSED_ON
+
+
+def _count(value: float, adam: torch.optim.Optimizer, parameter: Tensor) -> Tensor:
+    """Adam's `step`: beside its parameter if a fused kernel reads it, else on the host."""
+    return torch.tensor(value, device=parameter.device if _fusible(adam, parameter) else None)
 
 
 def parts(optimizer: Any) -> list[Any]:
@@ -55,27 +71,3 @@ def parts(optimizer: Any) -> list[Any]:
 
 def _adams(optimizer: Any) -> Iterator[torch.optim.Optimizer]:
     return (part.optimizer for part in parts(optimizer))
-
-
-def _states(optimizer: Any) -> Iterator[dict[str, Tensor]]:
-    return (state for adam in _adams(optimizer) for state in adam.state.values())
-
-
-def _keep_step_on_load() -> None:
-    """Loading replaces a parameter's whole state but carries no `step`: hand the present one through."""
-    patched: Any = DistributedOptimizer
-    original = patched._set_main_param_and_optimizer_states
-
-    @functools.wraps(original)
-    def with_step(self: Any, model_param: Any, tensors: dict[str, Tensor]) -> None:
-        group, order = self.model_param_group_index_map[model_param]
-        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][order]]
-        if "step" in state and "step" not in tensors:
-            tensors = {**tensors, "step": state["step"]}
-        original(self, model_param, tensors)
-
-    patched._set_main_param_and_optimizer_states = with_step
-
-
-if USED:
-    _keep_step_on_load()

@@ -1,338 +1,201 @@
-"""The learner: a megatron-core policy, its optimizer and one way to turn micro-batches into an update."""
+"""The policy update of one iteration: score, clip, step (Eq. 9)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from gigpo_mega.batching import MicroBatch, pack
-from gigpo_mega.config import Config, LoraConfig, OptimizerConfig
-from gigpo_mega.learner import context, lora
-from gigpo_mega.learner.model import ModelShape, Policy, build_model, uses_transformer_engine
-from gigpo_mega.learner.parallel import Layout
-from gigpo_mega.learner.pipeline import Communicator
-from gigpo_mega.types import Float32, Int64, Step
+from gigpo_mega.algorithms.objective import policy_loss
+from gigpo_mega.batching import MicroBatch
+from gigpo_mega.config import Config
+from gigpo_mega.errors import UserError
+from gigpo_mega.learner.learner import Learner, NonFiniteUpdate, Report, UpdateStats
+from gigpo_mega.learner.samples import hand_back, outline
+from gigpo_mega.learner.targets import Targets, plan_updates
+from gigpo_mega.telemetry.progress import stage
+from gigpo_mega.types import Advantages, Float32, Int32, Int64, RowTable
 
-from megatron.core.distributed import (  # isort: skip  (learner.parallel has installed the CPU patches)
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
-from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig  # isort: skip
-from megatron.core.optimizer import get_megatron_optimizer  # isort: skip
-from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler  # isort: skip
-from megatron.core.packed_seq_params import PackedSeqParams  # isort: skip
-from megatron.core.pipeline_parallel import get_forward_backward_func  # isort: skip
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a loss measured on one micro-batch."""
-
-    sums: dict[str, Tensor]  # over tokens; they become token means
-    peaks: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # the largest of any token
-    losses: dict[str, Tensor] = field(default_factory=dict[str, Tensor])  # divided as the loss is
-    count: int | None = None  # what the loss is divided by, summed over micro-batches and ranks; None: tokens
+_METRICS = {  # sums over tokens, and the token means that they become
+    "reference_kl_sum": "loss/kl",
+    "entropy_sum": "loss/entropy",
+    "approx_kl_sum": "loss/approx_kl",
+    "clipped_tokens": "loss/clip_fraction",
+    "dual_clipped_tokens": "loss/dual_clip_fraction",
+    "rollout_is_sum": "loss/rollout_is",
+    "rollout_is_truncated": "loss/rollout_is_truncated",
+    "rollout_masked": "loss/rollout_masked",
+}
+_GAP, _SHARE = "gap/{}", "share/{}"  # of the tokens of an age in iterations, as parts of all
+# If weights.max_logprob_gap is null. In float32 the recorded runs have up to 4e-7 (docs/benchmarks). In
+# bfloat16 nothing was measured yet: its limit is a guess at what rounding in all layers may add up to.
+LARGEST_GAP = {"float32": 1e-3, "bfloat16": 0.1}
 
 
-Loss = Callable[[int, MicroBatch, Tensor, Tensor], tuple[Tensor, Report]]
-"""(index, micro-batch, logprob [n], entropy [n]) -> (sum of losses, report)."""
+class UnusableGroups(UserError):
+    """Nothing more may be learned from an iteration's groups; a resumed run samples them again."""
+
+
+class LogprobMismatch(UnusableGroups):
+    """The engine sampled with other weights than the learner holds; the policy was not touched."""
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateStats:
-    """One optimizer update, the same on every rank."""
+class Learned:
+    """What is known of an iteration's update when it is over."""
 
-    tokens: int  # over all ranks
-    grad_norm: float  # before clipping
-    lr: float
-    means: dict[str, float]  # of the loss's metrics, over all tokens
-    peaks: dict[str, float]  # the largest of any token
+    metrics: dict[str, float]  # the same on every rank
+    logprobs: Float32 | None  # the learner's of all rows' response tokens, one row after the other; leader's
 
 
-class Learner:
-    """A policy under training; every rank of the layout holds one and calls its methods together."""
+def update_policy(
+    learner: Learner, rows: RowTable, advantages: Advantages, cfg: Config, iteration: int
+) -> Learned:
+    """Improve the policy on the leader's rows of `iteration`.
 
-    def __init__(self, cfg: Config, shape: ModelShape, layout: Layout) -> None:
-        self._cfg, self.shape, self.layout = cfg, shape, layout
-        self.policy = build_model(shape, cfg)
-        config = self.policy.config
-        ddp = DistributedDataParallelConfig(
-            use_distributed_optimizer=cfg.parallel.distributed_optimizer,
-            grad_reduce_in_fp32=True,
-            overlap_grad_reduce=cfg.parallel.overlap_grad_reduce,
-            overlap_param_gather=cfg.parallel.overlap_param_gather,
-        )
-        self._chunks = [
-            # Buckets overlap with a backward pass; only the last chunk's begins with nothing left to hide.
-            DistributedDataParallel(config, ddp, chunk, disable_bucketing=i > 0)
-            for i, chunk in enumerate(self.policy)
-        ]
-        config.finalize_model_grads_func = finalize_model_grads
-        config.no_sync_func = cast(Any, _one_or_all([chunk.no_sync for chunk in self._chunks]))
-        self.optimizer = get_megatron_optimizer(_optimizer_config(cfg), [*self._chunks])
-        config.grad_scale_func = self.optimizer.scale_loss
-        self.scheduler = _scheduler(self.optimizer, cfg.optimizer)
-        self.reference: Policy | None = None
-        self.iteration = 0  # iterations this policy has been improved by
+    The `rows` of the other ranks are not read; the `advantages` are needed on every rank.
 
-    @property
-    def lora(self) -> LoraConfig | None:
-        """The adapters that are trained; None where all weights are."""
-        return self._cfg.lora if self._cfg.lora.rank else None
+    The learner's log-probabilities are those in the denominator of the ratio, or, if these are the engine's,
+    those that the first update of a row computed; NaN where it was not computed, or its update was skipped.
 
-    def refresh(self) -> None:
-        """Tell the optimizer that the policy's parameters were replaced (its fp32 copies are renewed)."""
-        self.optimizer.reload_model_params()
-
-    def synchronize(self) -> None:
-        """Wait for parameters that are on their way from other ranks; to be called before they are read."""
-        if self._cfg.parallel.overlap_param_gather:
-            for chunk in self._chunks:
-                chunk.start_param_sync(force_sync=True)
-
-    def keep_reference(self) -> None:
-        """Freeze a copy of the present policy, which `score(reference=True)` and the KL term refer to.
-
-        With adapters it is the policy without them, and there is nothing to copy.
-        """
-        if self.lora:
-            self.reference = self.policy
-            return
-        self.reference = build_model(self.shape, self._cfg)
-        self.reference.load_state_dict(self.policy.state_dict())
-        self.reference.requires_grad_(False)
-
-    def pack(self, steps: Sequence[Step], rows: Int64) -> list[MicroBatch]:
-        """This rank's micro-batches of `rows` of `steps`."""
-        return pack(steps, rows, self._cfg.batch, self.layout.split, self.shape.cost)
-
-    def score(self, batches: Sequence[MicroBatch], reference: bool = False) -> list[Float32]:
-        """Log-probability of each response token of this rank's micro-batches, each float32 [n]."""
-        model = self.reference if reference else self.policy
-        assert model is not None, "no reference policy was kept"
-
-        def keep(index: int, batch: MicroBatch, output: Tensor, non_loss_data: bool) -> Tensor:
-            return output[0].float()
-
-        model.eval()
-        with torch.no_grad(), lora.switched(model, on=not reference):
-            found: list[Tensor] = self._run(list(model), batches, keep, forward_only=True)
-        model.train()
-        sizes = [int(batch.lengths.sum()) for batch in batches]
-        if not self.layout.last_stage:
-            found = [torch.empty(size, device=self.layout.device) for size in sizes]
-        whole = torch.cat(found)
-        self._from_last_stage(whole)
-        return [scores.cpu().numpy() for scores in whole.split(sizes)]
-
-    def update(
-        self,
-        batches: Sequence[MicroBatch],
-        loss: Loss,
-        accept: Callable[[dict[str, float]], None] = lambda means: None,
-    ) -> UpdateStats:
-        """One optimizer update on `loss` over this rank's micro-batches (the same number on every rank).
-
-        The denominator is the count (of tokens, unless the loss says another) over all ranks and
-        micro-batches: no split changes the gradient.
-        `accept` sees the metrics' means, the same on every rank, before the policy changes; what it raises
-        leaves the policy untouched.
-        """
-        for chunk in self._chunks:
-            chunk.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        reports: list[Report] = self._run(self._chunks, batches, partial(self._reduced, loss))
-        means, peaks = self._metrics(reports)
-        tokens = means.pop("tokens")
-        accept(means)
-        _, grad_norm, _ = cast(tuple[bool, float, int], self.optimizer.step())
-        lr = float(self.optimizer.param_groups[0]["lr"])
-        self.scheduler.step(1)
-        return UpdateStats(int(tokens), float(grad_norm), lr, means, peaks)
-
-    def _run(
-        self,
-        chunks: Sequence[Any],
-        batches: Sequence[MicroBatch],
-        reduce: Callable[..., Any],
-        forward_only: bool = False,
-    ) -> list[Any]:
-        """megatron's schedule over `batches`: what `reduce` made of each on the last stage, else nothing."""
-        config = self.policy.config
-        ways = self.layout.context * (self.layout.tensor if config.sequence_parallel else 1)
-        shapes = [[b.tokens.shape[1] // ways, len(b.tokens), config.hidden_size] for b in batches]
-        return get_forward_backward_func()(
-            forward_step_func=partial(self._forward_step, reduce=reduce),
-            data_iterator=_one_or_all([iter(enumerate(batches)) for _ in chunks]),
-            model=_one_or_all(list(chunks)),
-            num_microbatches=len(batches),
-            seq_length=1,  # the communicator knows the shapes
-            micro_batch_size=1,
-            forward_only=forward_only,
-            collect_non_loss_data=forward_only,
-            p2p_communicator=Communicator(self.layout.pipeline_group, config, shapes),
-            pg_collection=self.layout.groups,
-        )
-
-    def _forward_step(
-        self, batches: Iterator[tuple[int, MicroBatch]], model: Any, reduce: Callable[..., Any]
-    ) -> tuple[Tensor, Callable[..., Any]]:
-        index, batch = next(batches)
-        inputs = self._inputs(batch)
-        output = model(
-            inputs.tokens,
-            inputs.positions,
-            None,
-            labels=inputs.labels,
-            loss_mask=inputs.mask,
-            packed_seq_params=inputs.columns,
-        )
-
-        def on_last_stage(output: Tensor, **options: Any) -> Any:
-            if inputs.places is not None:
-                group = self.layout.context_group
-                output = context.join(output, inputs.places, int(batch.lengths.sum()), group)
-            return reduce(index, batch, output, **options)
-
-        return output, on_last_stage
-
-    def _inputs(self, batch: MicroBatch) -> _Inputs:
-        """The columns of `batch` that this rank holds."""
-        ranks, rank, device = self.layout.context, self.layout.context_rank, self.layout.device
-        held = context.indices(context.spans(batch.starts, ranks, rank))
-        positions = np.arange(batch.tokens.shape[1]) - np.repeat(batch.starts[:-1], np.diff(batch.starts))
-        mask = batch.mask[:, held]
-        places = None
-        if ranks > 1:
-            numbers = batch.mask.cumsum().reshape(batch.mask.shape) - 1
-            places = torch.from_numpy(numbers[:, held][mask]).to(device)
-        if not uses_transformer_engine(self._cfg):
-            columns = context.columns(batch.starts, ranks, rank, device)
-        elif self._cfg.batch.packed:
-            columns = context.packed_for_transformer_engine(batch.starts, device)
-        else:
-            columns = None
-        tokens, labels, where = (
-            torch.from_numpy(np.ascontiguousarray(x)).to(device)
-            for x in (batch.tokens[:, held], batch.labels[:, held], mask)
-        )
-        order = torch.from_numpy(positions[held]).to(device).expand_as(tokens)
-        return _Inputs(tokens, labels, where, order, columns, places)
-
-    def _reduced(
-        self, loss: Loss, index: int, batch: MicroBatch, output: Tensor
-    ) -> tuple[Tensor, Tensor, Report]:
-        """The loss for megatron: its sum, its share of the denominator, and what is reported."""
-        total, report = loss(index, batch, output[0], output[1])
-        total = total * batch.weight
-        tokens = int(batch.lengths.sum())
-        count = tokens if report.count is None else report.count
-        counts = torch.tensor([tokens, count], dtype=torch.int, device=output.device) * int(batch.weight)
-        losses = {name: value.detach() * batch.weight for name, value in report.losses.items()}
-        losses["loss/total"] = total.detach()
-        sums = {name: value.detach() * batch.weight for name, value in report.sums.items()}
-        sums |= losses | {"tokens": counts[0], "count": counts[1]}
-        peaks = report.peaks
-        if not batch.weight:
-            peaks = {name: torch.full_like(value, -torch.inf) for name, value in peaks.items()}
-        # Context-parallel ranks compute the same loss, and megatron adds up their counts.
-        counted = counts[1] if self.layout.context_rank == 0 else torch.zeros_like(counts[1])
-        return total, counted, Report(sums, peaks, losses)
-
-    def _metrics(self, reports: Sequence[Report]) -> tuple[dict[str, float], dict[str, float]]:
-        """Token means (and `tokens`, their number) and peaks over all rows, the same on every rank."""
-        box: list[Any] = [None]
-        if self.layout.last_stage:
-            sums = {name: float(sum(r.sums[name] for r in reports)) for name in reports[0].sums}
-            peaks = {name: max(float(r.peaks[name]) for r in reports) for name in reports[0].peaks}
-            sums, peaks = self._reduce(sums, dist.ReduceOp.SUM), self._reduce(peaks, dist.ReduceOp.MAX)
-            tokens, count = sums.pop("tokens"), sums.pop("count")
-            losses = reports[0].losses
-            means = {name: value / (count if name in losses else tokens) for name, value in sums.items()}
-            box = [(means | {"tokens": tokens}, peaks)]
-        if self.layout.pipeline > 1:
-            group = self.layout.pipeline_group
-            dist.broadcast_object_list(box, group_src=self.layout.pipeline - 1, group=group)
-        return box[0]
-
-    def _reduce(self, values: dict[str, float], operation: dist.ReduceOp.RedOpType) -> dict[str, float]:
-        """`values` over the data-parallel ranks."""
-        if not values:
-            return {}
-        reduced = torch.tensor(list(values.values()), dtype=torch.float64, device=self.layout.device)
-        dist.all_reduce(reduced, operation, self.layout.data_group)
-        return dict(zip(values, reduced.tolist(), strict=True))
-
-    def _from_last_stage(self, tensor: Tensor) -> None:
-        """Overwrite `tensor` with the last pipeline stage's."""
-        if self.layout.pipeline > 1:
-            dist.broadcast(tensor, group_src=self.layout.pipeline - 1, group=self.layout.pipeline_group)
+    `engine/logprob_gap_*` compares the engine's log-probabilities with the learner's in the first update, and
+    after one that is skipped in the next: until then the weights are those that the engine sampled with. If
+    rollouts run ahead, it is of the tokens that these weights sampled, and `staleness/logprob_gap_K` of those
+    that are K iterations older.
+    Raises LogprobMismatch, before anything is updated, if the mean exceeds `weights.max_logprob_gap`;
+    UnusableGroups for an update that is not finite, as `optimizer.nonfinite` says.
+    """
+    known = outline(learner.layout, rows)
+    plan = plan_updates(learner, known, rows, advantages, cfg, iteration)
+    progress = iteration / max(cfg.iterations - 1, 1)
+    stats: list[UpdateStats] = []
+    scored: dict[int, Float32] = {}
+    skipped = in_a_row = 0
+    with stage("update", len(plan), "updates", quiet=not learner.layout.leader) as bar:
+        for number, batches in enumerate(plan, start=1):
+            loss, accept = partial(surrogate, cfg, compare=not stats), partial(_check_gap, cfg)
+            try:
+                stats.append(learner.update(batches, loss, accept, progress))
+                in_a_row = 0
+                if number <= len(plan) // cfg.batch.epochs:
+                    scored |= _by_row([batch for batch, _ in batches], stats[-1].kept)
+            except NonFiniteUpdate as error:
+                skipped, in_a_row = skipped + 1, in_a_row + 1
+                where = f"iteration {iteration}, update {number} of {len(plan)}"
+                said = f"{where}: {error}; the policy was not changed by it; {known.described}"
+                if cfg.optimizer.nonfinite == "stop" or in_a_row > cfg.optimizer.max_skips:
+                    advice = "lower optimizer.lr, look at these rewards, or set optimizer.nonfinite skip"
+                    raise UnusableGroups(f"{said}; {advice}; --resume samples the groups again") from None
+                if learner.layout.leader:
+                    sys.stderr.write(f"{said}; skipped\n")
+            bar.advance()
+    learner.synchronize()
+    learner.iteration = iteration + 1
+    counts = {"update/rows": float(len(known)), "optimizer/skipped": float(skipped)}
+    return Learned(_summary(stats) | counts, hand_back(learner.layout, known, scored))
 
 
-@dataclass(frozen=True, slots=True)
-class _Inputs:
-    """What a model reads of a micro-batch: s are the columns that this rank holds."""
-
-    tokens: Tensor  # [b, s]
-    labels: Tensor  # [b, s]
-    mask: Tensor  # [b, s]
-    positions: Tensor  # [b, s] in the sequence
-    columns: PackedSeqParams | context.Columns | None
-    places: Tensor | None  # [k] where this rank's response tokens stand among all [n]; None where it has all
+def _by_row(batches: Sequence[MicroBatch], kept: Sequence[Float32]) -> dict[int, Float32]:
+    """What was kept of each row's tokens; nothing of fillers, and nothing where nothing was kept."""
+    found: dict[int, Float32] = {}
+    for batch, values in zip(batches, kept, strict=bool(kept)):
+        if batch.weight:
+            parts = np.split(values, np.cumsum(batch.lengths)[:-1])
+            found |= zip(batch.rows.tolist(), parts, strict=True)
+    return found
 
 
-def _one_or_all(values: list[T]) -> T | list[T]:
-    """megatron takes a list only where a stage has several chunks."""
-    return values[0] if len(values) == 1 else values
+def surrogate(
+    cfg: Config, targets: Targets, logprob: Tensor, entropy: Tensor, compare: bool
+) -> tuple[Tensor, Report]:
+    """The policy loss of a micro-batch as a sum over its tokens; a `Loss` once `cfg` and `compare` are bound.
 
+    With `compare` it also reports how far the engine's log-probabilities are from the learner's, for tokens
+    of each age. It keeps the learner's, as `Learned` has them.
+    """
 
-def _optimizer_config(cfg: Config) -> MegatronOptimizerConfig:
-    o = cfg.optimizer
-    return MegatronOptimizerConfig(
-        optimizer="adam",
-        lr=o.lr,
-        min_lr=o.min_lr,
-        weight_decay=o.weight_decay,
-        adam_beta1=o.beta1,
-        adam_beta2=o.beta2,
-        adam_eps=o.epsilon,
-        clip_grad=o.grad_clip,
-        bf16=cfg.model.dtype == "bfloat16",
-        params_dtype=getattr(torch, cfg.model.dtype),
-        use_distributed_optimizer=cfg.parallel.distributed_optimizer,
-        overlap_param_gather=cfg.parallel.overlap_param_gather,
-        optimizer_cpu_offload=cfg.parallel.offload_optimizer > 0,
-        optimizer_offload_fraction=cfg.parallel.offload_optimizer,
+    def column(values: Float32 | Int32 | Int64) -> Tensor:
+        return torch.from_numpy(values).to(logprob.device)
+
+    present = logprob.detach()
+    old = present if targets.old is None else column(targets.old)
+    total, sums = policy_loss(
+        logprob,
+        old,
+        column(targets.advantage),
+        column(targets.weight),
+        cfg.objective,
+        ref_logprob=None if targets.reference is None else column(targets.reference),
+        entropy=entropy,
+        lengths=column(targets.lengths),
+        sampled_logprob=column(targets.engine) if cfg.objective.compares_sampling else None,
+        backend="reference" if cfg.kernels.backend == "reference" else "auto",
     )
+    losses = {"loss/policy": sums.pop("surrogate_sum")}
+    sums = {_METRICS[name]: value for name, value in sums.items()}
+    peaks: dict[str, Tensor] = {}
+    if compare:
+        gap = (present - column(targets.engine)).abs()
+        by_age, largest = _by_age(gap, column(targets.staleness), cfg.rollout.max_staleness)
+        sums |= by_age
+        peaks["engine/logprob_gap_max"] = largest
+    kept = present if cfg.objective.old_logprob == "engine" else old
+    return total, Report(sums, peaks, losses, targets.count, kept)
 
 
-def _scheduler(optimizer: Any, o: OptimizerConfig) -> OptimizerParamScheduler:
-    return OptimizerParamScheduler(
-        optimizer,
-        init_lr=0.0 if o.warmup_updates else o.lr,
-        max_lr=o.lr,
-        min_lr=o.min_lr,
-        lr_warmup_steps=o.warmup_updates,
-        lr_decay_steps=o.decay_updates or o.warmup_updates + 1,
-        lr_decay_style=o.schedule,
-        start_wd=o.weight_decay,
-        end_wd=o.weight_decay,
-        wd_incr_steps=0,
-        wd_incr_style="constant",
-    )
+def _by_age(gap: Tensor, staleness: Tensor, oldest: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Sums of `gap` [n] and counts of tokens, by age in iterations; the largest gap of age 0."""
+    staleness, sums = staleness.clamp(0, oldest), dict[str, Tensor]()
+    for age in range(oldest + 1):
+        of_age = (staleness == age).to(gap.dtype)
+        sums[_GAP.format(age)], sums[_SHARE.format(age)] = (gap * of_age).sum(), of_age.sum()
+    return sums, torch.where(staleness == 0, gap, 0.0).max()
 
 
-def seed_everything(seed: int) -> None:
-    """Seed torch and numpy; initialisation and shuffling draw from them."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)
+def _check_gap(cfg: Config, measured: dict[str, float]) -> None:
+    gap = _gaps(measured).get("engine/logprob_gap_mean", 0.0)
+    limit = cfg.weights.max_logprob_gap or LARGEST_GAP[cfg.model.dtype]
+    # As the loss is not finite either, this update is refused in any case, and the next one is compared.
+    undecided = not math.isfinite(gap) and not math.isfinite(measured["loss/total"])
+    if not (gap <= limit or undecided):
+        raise LogprobMismatch(
+            f"the engine's log-probs are {gap:.2g} from the learner's, more than "
+            f"weights.max_logprob_gap {limit}: its weights are not the learner's; "
+            "restart with --resume to push them again"
+        )
+
+
+def _gaps(means: Mapping[str, float]) -> dict[str, float]:
+    """`means` with the gap of the tokens of each age, where there are any, in place of sums and shares."""
+    found, age = dict(means), 0
+    while (share := found.pop(_SHARE.format(age), None)) is not None:
+        total = found.pop(_GAP.format(age))
+        if share:
+            found[f"staleness/logprob_gap_{age}" if age else "engine/logprob_gap_mean"] = total / share
+        age += 1
+    return found
+
+
+def _summary(stats: Sequence[UpdateStats]) -> dict[str, float]:
+    """Means weighted by what they are means of, and peaks, over updates; the gap is of the first alone."""
+    if not stats:
+        return {}
+    first, summary = stats[0], dict[str, float]()
+    for name in first.peaks:
+        summary[name] = max(s.peaks[name] for s in stats if name in s.peaks)
+    for name in (*first.losses, *first.means):
+        by_count = name in first.losses
+        seen = [(s.losses[name], s.count) if by_count else (s.means[name], s.tokens)
+                for s in stats if by_count or name in s.means]  # fmt: skip
+        summary[name] = sum(mean * weight for mean, weight in seen) / sum(weight for _, weight in seen)
+    return _gaps(summary) | {
+        "optimizer/grad_norm": float(np.mean([s.grad_norm for s in stats])),
+        "optimizer/lr": stats[-1].lr,
+        "optimizer/updates": float(len(stats)),
+    }

@@ -1,1 +1,1 @@
-"""What a run will take, told before it starts: memory on a GPU, seconds of an iteration, knobs that help."""
+"""Memory on every GPU and seconds of an iteration, estimated before a run starts. Imports no torch."""

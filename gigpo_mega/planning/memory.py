@@ -1,22 +1,22 @@
-"""Bytes on one GPU: counted from the shape and the layout, as the learner and SGLang allocate them.
+"""Bytes on one GPU, counted from the shape and the layout as the learner and SGLang allocate them.
 
-The learner's part follows its `local` layers in megatron-core; tests/tools/test_plan.py holds it to real
-learners. What no formula gives is a named constant here.
+The learner's part follows megatron-core with our `local` layers, with which tools/emulate.py compares it, or
+with Transformer Engine's, as far as its source says. What cannot be computed is a named constant here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from gigpo_mega.config import Config, ParallelConfig
-from gigpo_mega.learner.model import ModelShape
-from gigpo_mega.planning.devices import GIB, Cluster
-from kernels.logprob.chunked import CUDA_ELEMENTS
+from gigpo_mega.errors import UserError
+from gigpo_mega.planning.devices import GIB, Cluster, Device
+from gigpo_mega.shape import ModelShape
+from kernels.sizes import CUDA_ELEMENTS, TRITON_ELEMENTS
 
 PROCESS = 1.5 * GIB  # CUDA context, NCCL's buffers and cuBLAS's workspaces of a learner rank
 ENGINE_PROCESS = 3.0 * GIB  # the same of SGLang, with its CUDA graphs
-USABLE = 0.95  # of a GPU's memory; the rest is lost between blocks of the allocator
+USABLE = 0.95  # of a GPU's memory; fragmentation takes the rest
 FLOAT32 = 4
 
 
@@ -24,26 +24,27 @@ FLOAT32 = 4
 class Memory:
     """Bytes on one GPU at the worst moment of an iteration."""
 
-    weights: float  # with adapters
-    gradients: float  # float32; with LoRA of adapters alone, as the optimizer's
-    optimizer: float  # float32 copies of 16-bit weights, and Adam's two moments
-    reference: float  # the frozen policy of the KL term; with LoRA it is the policy without adapters
-    activations: float
-    logprob: float  # hidden states of response tokens and the kernel's workspace; logits are never whole
-    engine_weights: float
-    engine_cache: float  # keys and values
-    runtime: float  # PROCESS, ENGINE_PROCESS
+    weights: float = 0.0  # with adapters
+    gradients: float = 0.0  # float32; with LoRA those of the adapters only, as for the optimizer
+    optimizer: float = 0.0  # float32 copies of 16-bit weights, and Adam's two moments
+    reference: float = 0.0  # the frozen policy of the KL term; with LoRA the policy without adapters
+    activations: float = 0.0
+    logprob: float = 0.0  # hidden states of response tokens, and what the head needs beyond a layer
+    engine_weights: float = 0.0
+    engine_cache: float = 0.0  # keys and values
+    runtime: float = 0.0  # PROCESS, ENGINE_PROCESS
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """The sum of all parts."""
         return sum(getattr(self, part.name) for part in fields(self))
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """SGLang's share of the GPUs it runs on: the first of the leader's node."""
+    """SGLang, on the first GPUs of every node or on GPUs of its own: `count` servers of `gpus` each."""
 
+    count: int
     gpus: int
     weights: float  # bytes on each
     cache: float  # bytes on each
@@ -65,7 +66,7 @@ def parameters(shape: ModelShape, parallel: ParallelConfig, stage: int) -> int:
     layer += 2 * shape.head_dim if shape.qk_norm else 0
     last = stage == parallel.pipeline - 1
     vocabulary = shape.padded_vocab(tensor) // tensor * h
-    # A tied table is in the first stage and, where that is another, in the last.
+    # A tied table is in the first stage, and also in the last if that is another stage.
     tables = (stage == 0) + (last and not (shape.tied and stage == 0))
     return shape.layers // parallel.pipeline * layer + tables * vocabulary + (h if last else 0)
 
@@ -102,36 +103,48 @@ def stored(shape: ModelShape, cfg: Config, stage: int, replicas: int) -> tuple[f
     return weights, float(count * FLOAT32), optimizer, reference
 
 
-def layer_activations(
-    shape: ModelShape, cfg: Config, tokens: float, columns: float, fused_norm: bool = True
-) -> float:
+def layer_activations(shape: ModelShape, cfg: Config, tokens: float, columns: float) -> float:
     """Bytes that one layer keeps for its backward pass, for `tokens` in rows of `columns` in all.
 
-    Kept in the model's type: input and output of both norms; query, key and value before and after rotation;
-    attention's output; and of the gated MLP its input product (twice its width), both factors and their
-    product. Where torch has no fused norm (on a CPU), it keeps a norm's input and, for the gradient of its
-    weight, its normal form in float32.
+    Kept in the type of the model: input and output of both norms; what attention keeps; and for the gated MLP
+    its input product (twice its width), both factors and their product.
     """
     parallel = cfg.parallel
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    norms = 2 * width(cfg) if fused_norm else (2 if cfg.lora.rank else 4) * FLOAT32
-    own = shape.hidden * (norms + 2 * width(cfg)) / (parallel.tensor if parallel.sequence_parallel else 1)
-    attention = queries * (2 if cfg.batch.packed else 1)  # packed sequences are put together again
-    projected = 2 * queries + 3 * keys
-    if parallel.context > 1:  # gathered keys and values stand for the rank's own
-        projected = queries + 2 * keys * parallel.context
-    if shape.qk_norm:
-        projected += queries if fused_norm or cfg.lora.rank else 2 * queries + keys
-    shared = (projected + attention + 5 * shape.ffn) / parallel.tensor
-    shared += (cfg.lora.rank or 0) * len(cfg.lora.targets)  # what stands between A and B
+    own = 4 * shape.hidden / (parallel.tensor if parallel.sequence_parallel else 1)
+    shared = (attention(shape, cfg) + 5 * shape.ffn) / parallel.tensor
+    shared += (cfg.lora.rank or 0) * len(cfg.lora.targets)  # the product with A
     rotation = 4 * shape.head_dim * columns
     statistics = FLOAT32 * (shape.heads / parallel.tensor + 2)
-    return tokens * (own + shared * width(cfg) + statistics) + rotation * width(cfg)
+    return tokens * ((own + shared) * width(cfg) + statistics) + rotation * width(cfg)
 
 
-def backward_workspace(shape: ModelShape, cfg: Config, tokens: float) -> float:
-    """Bytes of the gradients that the backward pass of an MLP needs beyond what it frees."""
+def attention(shape: ModelShape, cfg: Config) -> float:
+    """Elements that the attention of a layer keeps of each token, on all tensor-parallel ranks together."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if cfg.model.layers != "local" and cfg.lora.rank is None:
+        # Transformer Engine makes them contiguous: only norms of queries and keys hold on to the projection.
+        return (2 * queries + 2 * keys) * (2 if shape.qk_norm else 1)
+    kept = 2 * queries + 3 * keys  # before and after rotation: the value is a view of the projection
+    if cfg.parallel.context > 1:  # gathered keys and values replace those of the rank
+        kept = queries + 2 * keys * cfg.parallel.context
+    kept += queries if shape.qk_norm else 0
+    concatenated = cfg.batch.packed and cfg.parallel.recompute != "selective"
+    return kept + queries * (2 if concatenated else 1)
+
+
+def layer_gradients(shape: ModelShape, cfg: Config, tokens: float) -> float:
+    """Bytes of gradients that the backward pass of an MLP needs beyond those that it frees."""
     return tokens * 2 * shape.ffn / cfg.parallel.tensor * width(cfg)
+
+
+def head_gradients(shape: ModelShape, cfg: Config, responses: float) -> float:
+    """Bytes of the head's backward pass: gradients of hidden states, in two types, and a block of logits."""
+    logits = responses * shape.padded_vocab(cfg.parallel.tensor) / cfg.parallel.tensor
+    if width(cfg) == FLOAT32 or cfg.kernels.backend == "chunked":
+        block = min(logits, CUDA_ELEMENTS) * (FLOAT32 + width(cfg))
+    else:
+        block = min(logits, TRITON_ELEMENTS) * width(cfg)
+    return responses * shape.hidden * (FLOAT32 + width(cfg)) + block
 
 
 def held_layers(shape: ModelShape, parallel: ParallelConfig, stage: int, microbatches: int) -> float:
@@ -144,22 +157,31 @@ def held_layers(shape: ModelShape, parallel: ParallelConfig, stage: int, microba
     return min(warm, microbatches * virtual) * per_chunk
 
 
-def activations(
-    shape: ModelShape, cfg: Config, stage: int, microbatches: int, fused_norm: bool = True
-) -> float:
-    """Bytes of activations at the start of the first backward pass of a stage, and what that adds."""
-    tokens, columns = micro_batch(cfg)
-    layers = held_layers(shape, cfg.parallel, stage, microbatches)
-    one = layer_activations(shape, cfg, tokens, columns, fused_norm)
-    workspace = backward_workspace(shape, cfg, tokens)
-    if cfg.parallel.recompute != "full":
-        return layers * one + workspace
-    split = cfg.parallel.tensor if cfg.parallel.sequence_parallel else 1
-    return layers * tokens * shape.hidden / split * width(cfg) + one + workspace
+def passes(shape: ModelShape, cfg: Config, stage: int, microbatches: int) -> tuple[float, float]:
+    """(activations, logprob) of a stage when its forward and backward passes need the most.
+
+    That is in its first backward pass, which begins with the head, on the last stage, and goes on with a
+    layer. Besides what layers keep there are hidden states at the end of the stage, and the buffer into which
+    sequence parallelism gathers them.
+    """
+    parallel, (tokens, columns) = cfg.parallel, micro_batch(cfg)
+    gathered = tokens * shape.hidden * width(cfg)
+    hidden = gathered / parallel.tensor if parallel.sequence_parallel else gathered
+    layer = layer_activations(shape, cfg, tokens, columns)
+    working = layer_gradients(shape, cfg, tokens)
+    if parallel.recompute == "full":
+        layer, working = hidden, layer + working
+    kept = held_layers(shape, parallel, stage, microbatches) * layer + hidden
+    kept += gathered if parallel.sequence_parallel else 0.0
+    if stage != parallel.pipeline - 1:
+        return kept + working, 0.0
+    responses = tokens * cfg.rollout.max_response_tokens / longest_row(cfg)
+    beyond = max(0.0, head_gradients(shape, cfg, responses) - working)
+    return kept + working, responses * shape.hidden * width(cfg) + beyond
 
 
 def micro_batch(cfg: Config) -> tuple[float, float]:
-    """(tokens, columns) of a micro-batch on one rank: the budget, or the longest row where that is longer."""
+    """(tokens, columns) of a micro-batch on one rank: the budget, or the longest row if that is longer."""
     longest = longest_row(cfg)
     tokens = max(cfg.batch.microbatch_tokens, longest)
     columns = tokens if cfg.batch.packed else longest
@@ -171,40 +193,41 @@ def longest_row(cfg: Config) -> int:
     return cfg.rollout.max_prompt_tokens + cfg.rollout.max_response_tokens
 
 
-def logprob(shape: ModelShape, cfg: Config, stage: int, elements: int = CUDA_ELEMENTS) -> float:
-    """Bytes after the last layer: final norm, response tokens' hidden states, blocks of `elements` logits."""
-    if stage != cfg.parallel.pipeline - 1:
-        return 0.0
-    tokens, _ = micro_batch(cfg)
-    responses = tokens * cfg.rollout.max_response_tokens / longest_row(cfg)
-    hidden = shape.hidden * width(cfg)
-    blocks = elements * (FLOAT32 + width(cfg))
-    return 2 * tokens * hidden + 2 * responses * hidden + blocks
+def engine(shape: ModelShape, cfg: Config, device: Device, count: int, taken: float = 0.0) -> Engine:
+    """`count` SGLang servers, on GPUs of which `taken` bytes are the learner's when they start.
 
-
-def engine(shape: ModelShape, cfg: Config, cluster: Cluster, learner: float) -> Engine | None:
-    """SGLang beside a rank that holds `learner` bytes when the server starts; None where it runs apart."""
-    if cfg.engine.url is not None:
-        return None
-    tensor = flag(cfg.engine.arguments, ("--tp-size", "--tp", "--tensor-parallel-size"))
+    Raises UserError for a size that does not divide the model.
+    """
+    tensor = cfg.engine.tensor
+    if shape.heads % tensor:
+        raise UserError(f"engine.tensor {tensor} must divide the model's {shape.heads} attention heads")
     weights = whole(shape) * width(cfg) / tensor
     heads = max(1, shape.kv_heads // tensor)
     per_token = 2 * shape.layers * heads * shape.head_dim * width(cfg)
-    free = cluster.device.memory - PROCESS - ENGINE_PROCESS - learner
+    free = device.memory - taken - ENGINE_PROCESS
     tokens = max(0, int((cfg.engine.memory_fraction * free - weights) / per_token))
     if cfg.engine.max_total_tokens is not None:
         tokens = min(tokens, cfg.engine.max_total_tokens)
-    return Engine(tensor, weights, tokens * per_token, tokens)
+    return Engine(count, tensor, weights, tokens * per_token, tokens)
 
 
-def flag(arguments: Sequence[str], names: tuple[str, ...]) -> int:
-    """The number that the last of `names` in a command line gives, 1 without."""
-    found = 1
-    for i, word in enumerate(arguments):
-        name, equals, value = word.partition("=")
-        if name in names:
-            found = int(value if equals else arguments[i + 1])
-    return found
+def servers(cfg: Config, cluster: Cluster) -> int:
+    """SGLang servers of each node of the learner; 0 if they are elsewhere.
+
+    Raises UserError if a node's GPUs do not hold them.
+    """
+    if cfg.engine.urls or cfg.engine.placement == "separate":
+        return 0
+    return cfg.engine.servers(cluster.per_node)
+
+
+def separate(shape: ModelShape, cfg: Config, device: Device) -> tuple[Memory, Engine] | None:
+    """The memory of a GPU that a server of the run has to itself, and all those servers; None without any."""
+    if cfg.engine.placement != "separate" or cfg.engine.replicas is None:
+        return None
+    found = engine(shape, cfg, device, cfg.engine.replicas)
+    held = Memory(engine_weights=found.weights, engine_cache=found.cache, runtime=ENGINE_PROCESS)
+    return held, found
 
 
 def on_rank(
@@ -217,20 +240,28 @@ def on_rank(
     microbatches: int,
     server: bool,
 ) -> tuple[Memory, Engine | None]:
-    """The memory of a rank of `stage`, with SGLang beside it if `server`."""
+    """The memory of a rank of `stage`, which shares its GPU with SGLang if `server`, and all such servers.
+
+    If the engine lends the memory of its cache, the worst moment is either an update or a rollout.
+    """
     weights, gradients, optimizer, reference = stored(shape, cfg, stage, replicas)
     moments = 2 / 3 if cfg.model.dtype == "bfloat16" else 1.0
-    at_start = weights + gradients + reference + optimizer * (1 - moments)  # made in Adam's first step
-    beside = engine(shape, cfg, cluster, at_start) if server else None
-    memory = Memory(
+    at_start = weights + gradients + reference + optimizer * (1 - moments)  # Adam allocates moments later
+    count = cluster.nodes * servers(cfg, cluster)
+    found = engine(shape, cfg, cluster.device, count, PROCESS + at_start) if server else None
+    activations, logprob = passes(shape, cfg, stage, microbatches)
+    update = Memory(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
         reference=reference,
-        activations=activations(shape, cfg, stage, microbatches),
-        logprob=logprob(shape, cfg, stage),
-        engine_weights=beside.weights if beside else 0.0,
-        engine_cache=beside.cache if beside else 0.0,
-        runtime=PROCESS + (ENGINE_PROCESS if beside else 0.0),
+        activations=activations,
+        logprob=logprob,
+        engine_weights=found.weights if found else 0.0,
+        engine_cache=found.cache if found else 0.0,
+        runtime=PROCESS + (ENGINE_PROCESS if found else 0.0),
     )
-    return memory, beside
+    if not cfg.lends_memory:
+        return update, found
+    rollout = replace(update, activations=0.0, logprob=0.0)
+    return max(replace(update, engine_cache=0.0), rollout, key=lambda memory: memory.total), found

@@ -1,19 +1,18 @@
-"""A plan: what every kind of GPU of a run holds, whether that fits, and the knobs that make it fit."""
+"""A plan: what every kind of GPU of a run holds, whether that fits, and changes that make it fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from gigpo_mega.config import Config
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner.model import ModelShape
-from gigpo_mega.learner.parallel import check_layout
-from gigpo_mega.planning.devices import Cluster
-from gigpo_mega.planning.memory import USABLE, Engine, Memory, flag, longest_row, on_rank
+from gigpo_mega.planning.devices import GIB, Cluster
+from gigpo_mega.planning.memory import USABLE, Engine, Memory, longest_row, on_rank, separate, servers
 from gigpo_mega.planning.speed import Seconds, Workload, micro_batches, seconds
+from gigpo_mega.shape import ModelShape, check_world
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +26,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run takes."""
+    """Memory and time of a run."""
 
     cluster: Cluster
     data: int  # data-parallel size
@@ -35,78 +34,84 @@ class Plan:
     kinds: tuple[Kind, ...]  # the fullest first
     engine: Engine | None
     limit: float  # bytes that a GPU may hold
-    problems: tuple[str, ...]  # why it cannot run; empty where it fits
+    problems: tuple[str, ...]  # why it cannot run; empty if it fits
     seconds: Seconds
 
     @property
     def fits(self) -> bool:
-        """Whether the run can start and not run out of memory."""
+        """Whether the run can start and does not run out of memory."""
         return not self.problems
 
 
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A change, and the plan with it, which fits."""
+
+    flags: tuple[str, ...]  # as `gigpo-mega train` and `gigpo-mega plan` accept them
+    plan: Plan
+
+
 def make(shape: ModelShape, cfg: Config, cluster: Cluster, work: Workload | None = None) -> Plan:
-    """The plan of `cfg` for a model of `shape`; raises UserError for a layout that is impossible."""
-    check_layout(cfg.parallel, cluster.world)
+    """The plan of `cfg` for a model of `shape`; raises UserError for an impossible layout."""
+    check_world(cfg.parallel, cluster.world)
     shape.check_layout(cfg.parallel)
     shape.check_lora(cfg.lora)
     work = work or Workload.of(cfg)
-    data = cluster.world // (cfg.parallel.tensor * cfg.parallel.pipeline * cfg.parallel.context)
-    microbatches = micro_batches(cfg, work, data)
-    servers = _engine_ranks(shape, cfg, cluster)
-    kinds: dict[tuple[int, bool], Kind] = {}
-    beside: Engine | None = None
-    for rank in range(cluster.world):
-        stage = rank * cfg.parallel.pipeline // cluster.world  # megatron's order: stages lie farthest apart
-        server = rank in servers
-        before = kinds.get((stage, server))
-        if before is None:
-            memory, found = on_rank(
-                shape,
-                cfg,
-                cluster,
-                stage=stage,
-                replicas=data * cfg.parallel.context,
-                microbatches=microbatches,
-                server=server,
-            )
-            beside = found or beside
-            before = Kind(_name(stage, cfg.parallel.pipeline, server), 0, memory)
-        kinds[stage, server] = replace(before, count=before.count + 1)
-    fullest_first = tuple(sorted(kinds.values(), key=lambda kind: -kind.memory.total))
-    limit = USABLE * cluster.device.memory
+    found, engine = kinds(shape, cfg, cluster, work, servers(cfg, cluster) * cfg.engine.tensor)
+    if apart := separate(shape, cfg, cluster.device):
+        memory, engine = apart
+        found = fullest_first([*found, Kind("engine", engine.count * engine.gpus, memory)])
+    data, limit = cfg.parallel.data(cluster.world), USABLE * cluster.device.memory
     return Plan(
         cluster=cluster,
         data=data,
-        microbatches=microbatches,
-        kinds=fullest_first,
-        engine=beside,
+        microbatches=micro_batches(cfg, work, data),
+        kinds=found,
+        engine=engine,
         limit=limit,
-        problems=tuple(_problems(cfg, fullest_first, beside, limit)),
-        seconds=seconds(shape, cfg, cluster, work, beside),
+        problems=tuple(problems(cfg, found, engine, limit)),
+        seconds=seconds(shape, cfg, cluster, work, engine),
     )
 
 
-def _engine_ranks(shape: ModelShape, cfg: Config, cluster: Cluster) -> range:
-    if cfg.engine.url is not None:
-        return range(0)
-    tensor = flag(cfg.engine.arguments, ("--tp-size", "--tp", "--tensor-parallel-size"))
-    if shape.heads % tensor or tensor > cluster.per_node:
-        raise UserError(
-            f"engine.arguments: --tp-size {tensor} must divide the model's {shape.heads} attention heads "
-            f"and be at most the {cluster.per_node} GPUs of a node"
-        )
-    return range(tensor)
+def kinds(
+    shape: ModelShape, cfg: Config, cluster: Cluster, work: Workload, serving: int = 0
+) -> tuple[tuple[Kind, ...], Engine | None]:
+    """The kinds of GPUs, the fullest first, and what runs on the first `serving` GPUs of each node."""
+    pipeline, data = cfg.parallel.pipeline, cfg.parallel.data(cluster.world)
+    each = cluster.world // pipeline  # ranks of a stage, which are consecutive in megatron's order
+    found: list[Kind] = []
+    engine: Engine | None = None
+    for stage in range(pipeline):
+        name = f"stage {stage}" if pipeline > 1 else "learner"
+        first, after = (cluster.serving(ranks, serving) for ranks in (stage * each, (stage + 1) * each))
+        shared = after - first
+        for server, count in ((True, shared), (False, each - shared)):
+            if count:
+                memory, here = on_rank(
+                    shape,
+                    cfg,
+                    cluster,
+                    stage=stage,
+                    replicas=data * cfg.parallel.context,
+                    microbatches=micro_batches(cfg, work, data),
+                    server=server,
+                )
+                engine = here or engine
+                found.append(Kind(f"{name} + engine" if server else name, count, memory))
+    return fullest_first(found), engine
 
 
-def _name(stage: int, stages: int, server: bool) -> str:
-    place = f"stage {stage}" if stages > 1 else "learner"
-    return f"{place} + engine" if server else place
+def fullest_first(kinds: Sequence[Kind]) -> tuple[Kind, ...]:
+    """`kinds` by memory, the most first."""
+    return tuple(sorted(kinds, key=lambda kind: -kind.memory.total))
 
 
-def _problems(cfg: Config, kinds: tuple[Kind, ...], engine: Engine | None, limit: float) -> Iterator[str]:
+def problems(cfg: Config, kinds: Sequence[Kind], engine: Engine | None, limit: float) -> Iterator[str]:
+    """Why a run cannot start, one line each."""
     for kind in kinds:
         if kind.memory.total > limit:
-            yield f"{kind.name}: {_gib(kind.memory.total)} of {_gib(limit)} GiB"
+            yield f"{kind.name}: {kind.memory.total / GIB:.1f} of {limit / GIB:.1f} GiB"
     if engine is not None and engine.tokens < longest_row(cfg):
         yield (
             f"engine: its cache holds {engine.tokens} tokens, less than one row of "
@@ -114,47 +119,36 @@ def _problems(cfg: Config, kinds: tuple[Kind, ...], engine: Engine | None, limit
         )
 
 
-def _gib(size: float) -> str:
-    return f"{size / (1 << 30):.1f}"
-
-
-@dataclass(frozen=True, slots=True)
-class Suggestion:
-    """A change that was planned anew and fits."""
-
-    flags: tuple[str, ...]  # as train.py and plan.py take them
-    plan: Plan
-
-
 def suggest(
     shape: ModelShape, cfg: Config, cluster: Cluster, work: Workload | None = None, count: int = 3
 ) -> list[Suggestion]:
-    """Changes that make `cfg` fit, the fastest first: one knob where that is enough, else two or three."""
+    """At most `count` changes that make `cfg` fit, the fastest first: one setting, or else two or three."""
     work = work or Workload.of(cfg)
-    knobs = list(_knobs(cfg, cluster))
+    candidates = list(changes(cfg, cluster))
     for size in (1, 2, 3):
-        found = [
-            Suggestion(_flags(merged), plan)
-            for chosen in combinations(knobs, size)
-            if (merged := _merged(chosen)) is not None
-            and (plan := _attempt(shape, cfg, cluster, work, merged)) is not None
-        ]
+        found: list[Suggestion] = []
+        for chosen in combinations(candidates, size):
+            merged = {name: value for change in chosen for name, value in change.items()}
+            if len(merged) < sum(map(len, chosen)):
+                continue  # two of them set the same field
+            try:
+                plan = make(shape, *_changed(cfg, cluster, merged), work)
+            except (UserError, ValueError):  # fields contradict each other, or do not divide model or world
+                continue
+            if plan.fits:
+                pairs = ((name.removeprefix("--"), str(value).lower()) for name, value in merged.items())
+                found.append(Suggestion(tuple(f"--{name} {value}" for name, value in pairs), plan))
         if found:
             return sorted(found, key=lambda s: s.plan.seconds.total)[:count]
     return []
 
 
-_SWITCHES: dict[str, Any] = {
-    "distributed_optimizer": True,
-    "sequence_parallel": True,
-    "recompute": "full",
-    "offload_optimizer": 1.0,
-}
-
-
-def _knobs(cfg: Config, cluster: Cluster) -> Iterator[dict[str, Any]]:
-    """Changes that save memory and leave the algorithm alone."""
-    yield from ({"parallel." + name: value} for name, value in _SWITCHES.items())
+def changes(cfg: Config, cluster: Cluster) -> Iterator[dict[str, Any]]:
+    """Changes that save memory and do not change the algorithm, each as {field or option: value}."""
+    yield {"parallel.distributed_optimizer": True}
+    yield {"parallel.sequence_parallel": True}
+    yield {"parallel.recompute": "full"}
+    yield {"parallel.offload_optimizer": 1.0}
     budget = cfg.batch.microbatch_tokens
     while budget // 2 >= longest_row(cfg):
         budget //= 2
@@ -169,25 +163,11 @@ def _knobs(cfg: Config, cluster: Cluster) -> Iterator[dict[str, Any]]:
     yield from ({"--nodes": cluster.nodes * factor} for factor in (2, 4))
 
 
-def _merged(chosen: tuple[dict[str, Any], ...]) -> dict[str, Any] | None:
-    """The changes as one, or None where two set the same field."""
-    names = [name for knob in chosen for name in knob]
-    return {k: v for knob in chosen for k, v in knob.items()} if len(set(names)) == len(names) else None
-
-
-def _attempt(
-    shape: ModelShape, cfg: Config, cluster: Cluster, work: Workload, changes: Mapping[str, Any]
-) -> Plan | None:
-    try:
-        for name, value in changes.items():
-            section, _, field = name.partition(".")
-            if field:
-                cfg = replace(cfg, **{section: replace(getattr(cfg, section), **{field: value})})
-        plan = make(shape, cfg, replace(cluster, nodes=changes.get("--nodes", cluster.nodes)), work)
-    except (UserError, ValueError):  # fields that contradict each other, or do not divide model or world
-        return None
-    return plan if plan.fits else None
-
-
-def _flags(changes: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(f"--{name.removeprefix('--')} {str(value).lower()}" for name, value in changes.items())
+def _changed(cfg: Config, cluster: Cluster, change: dict[str, Any]) -> tuple[Config, Cluster]:
+    for name, value in change.items():
+        section, _, field = name.partition(".")
+        if field:
+            cfg = replace(cfg, **{section: replace(getattr(cfg, section), **{field: value})})
+        else:
+            cluster = replace(cluster, nodes=value)
+    return cfg, cluster

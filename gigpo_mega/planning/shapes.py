@@ -1,12 +1,13 @@
-"""Models known by name, so that a run can be planned where their files are not."""
+"""Shapes of models known by name, so that a run can be planned without their files."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from gigpo_mega import hub
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner.model import ModelShape
+from gigpo_mega.shape import ModelShape
 
 
 def _qwen(
@@ -38,7 +39,7 @@ def _qwen(
     )
 
 
-# The config.json of each model in the Qwen organisation of the Hugging Face hub, base and Instruct alike.
+# The config.json of each model in the Qwen organization of the Hugging Face hub, base and Instruct alike.
 NAMED: dict[str, ModelShape] = {
     "qwen2.5-0.5b": _qwen("qwen2", 896, 4864, 24, 14, 2, head_dim=64),
     "qwen2.5-1.5b": _qwen("qwen2", 1536, 8960, 28, 12, 2),
@@ -53,15 +54,16 @@ NAMED: dict[str, ModelShape] = {
 
 
 def find(model: str | Path) -> ModelShape:
-    """The shape of a Hugging Face directory, or of the known model that `model` ends in the name of.
+    """The shape of a Hugging Face directory, of the known model that `model` is named after, or of a hub id.
 
-    `models/Qwen2.5-7B-Instruct` is read where it exists, else taken for qwen2.5-7b. Raises UserError where
-    neither will do.
+    `models/Qwen2.5-7B-Instruct` is read if it exists, and otherwise taken for qwen2.5-7b. Raises UserError
+    if it is none of them.
     """
     directory = Path(model)
-    if directory.is_dir():
-        return ModelShape.from_hf(directory)
     name = re.sub(r"-(instruct|base)$", "", directory.name.lower())
-    if name not in NAMED:
+    if not directory.is_dir() and name in NAMED:
+        return NAMED[name]
+    found = hub.directory(directory, weights=False)
+    if not found.is_dir():
         raise UserError(f"--model: {model} is no directory and no known model; known: {', '.join(NAMED)}")
-    return NAMED[name]
+    return ModelShape.from_hf(found)

@@ -1,6 +1,6 @@
-"""Seconds of an iteration: floating-point operations over an assumed utilisation, bytes over link speeds.
+"""Seconds of an iteration: floating-point operations over an assumed utilization, bytes over link speeds.
 
-Utilisation and lengths are assumptions (`Workload`): an estimate to choose a layout by, no promise.
+Utilization and lengths are assumptions (`Workload`), so the estimate is for choosing a layout only.
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gigpo_mega.config import Config
-from gigpo_mega.learner.model import ModelShape
 from gigpo_mega.planning.devices import Cluster
 from gigpo_mega.planning.memory import FLOAT32, Engine, longest_row, trained, whole, width
+from gigpo_mega.shape import ModelShape
 
-DECODE_OVERHEAD = 3e-3  # seconds of a decoding step that the GPU waits for scheduler and sampling
+DECODE_OVERHEAD = 3e-3  # seconds per decoded token that the GPU waits for scheduler and sampling
 BUCKET_OVERHEAD = 1e-2  # seconds of a request that pushes a bucket of weights
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is assumed of episodes and hardware."""
+    """Assumptions about episodes and hardware."""
 
     episode_steps: float  # on average, as the next two
     prompt_tokens: float
@@ -28,7 +28,7 @@ class Workload:
 
     @classmethod
     def of(cls, cfg: Config) -> Workload:
-        """Half of every limit of `cfg`."""
+        """Assume half of every limit in `cfg`."""
         rollout = cfg.rollout
         return cls(
             cfg.environment.max_steps / 2, rollout.max_prompt_tokens / 2, rollout.max_response_tokens / 2
@@ -45,11 +45,13 @@ class Seconds:
     score: float  # log-probabilities of the old and the reference policy
     update: float  # forward and backward
     synchronize: float  # gradients and parameters over data-parallel ranks, unless overlapped
+    ahead: bool  # engines on GPUs of their own play the next iteration while the learner learns from this one
 
     @property
     def total(self) -> float:
-        """All of them: no part overlaps with another."""
-        return self.push + self.prefill + self.decode + self.score + self.update + self.synchronize
+        """The sum, or with engines `ahead` the longer of rollout and learning, and the push."""
+        rollout, learning = self.prefill + self.decode, self.score + self.update + self.synchronize
+        return self.push + (max(rollout, learning) if self.ahead else rollout + learning)
 
 
 def rows(cfg: Config, work: Workload) -> float:
@@ -59,19 +61,15 @@ def rows(cfg: Config, work: Workload) -> float:
 
 def updates(cfg: Config, work: Workload) -> int:
     """Optimizer updates of an iteration."""
-    per_epoch = max(1, round(rows(cfg, work) / cfg.batch.rows)) if cfg.batch.rows else 1
+    per_epoch = max(1, round(rows(cfg, work) / cfg.batch.rows_per_update)) if cfg.batch.rows_per_update else 1
     return per_epoch * cfg.batch.epochs
 
 
 def micro_batches(cfg: Config, work: Workload, data: int) -> int:
     """Micro-batches of a data-parallel rank in one update."""
     per_update = rows(cfg, work) * cfg.batch.epochs / updates(cfg, work)
-    mean, budget = (
-        work.prompt_tokens + work.response_tokens,
-        max(cfg.batch.microbatch_tokens, longest_row(cfg)),
-    )
-    if not cfg.batch.packed:
-        mean = longest_row(cfg)
+    mean = work.prompt_tokens + work.response_tokens if cfg.batch.packed else longest_row(cfg)
+    budget = max(cfg.batch.microbatch_tokens, longest_row(cfg))
     chunks = cfg.parallel.pipeline if cfg.parallel.virtual_pipeline > 1 else 1
     return -(-max(1, round(per_update * mean / data)) // budget // chunks) * chunks
 
@@ -79,13 +77,16 @@ def micro_batches(cfg: Config, work: Workload, data: int) -> int:
 def seconds(
     shape: ModelShape, cfg: Config, cluster: Cluster, work: Workload, engine: Engine | None
 ) -> Seconds:
-    """The estimate; without an `engine` on these GPUs, the rollout counts nothing."""
-    data = cluster.world // (cfg.parallel.tensor * cfg.parallel.pipeline * cfg.parallel.context)
+    """The estimate; without an `engine` that the run launches, the rollout takes no time."""
+    data = cfg.parallel.data(cluster.world)
     bubble = (cfg.parallel.pipeline - 1) / (cfg.parallel.virtual_pipeline * micro_batches(cfg, work, data))
     rate = cluster.world * _rate(cfg, cluster, work)
-    forward = rows(cfg, work) * _forward(shape, work) / rate * (1 + bubble)
+    tokens = work.prompt_tokens + work.response_tokens
+    cost = shape.cost.token * tokens + shape.cost.pair * tokens**2
+    cost += shape.cost.response * work.response_tokens
+    forward = rows(cfg, work) * 2 * cost / rate * (1 + bubble)  # a multiply-add counts two
     scored = (cfg.objective.old_logprob == "learner") + bool(cfg.objective.kl_coef)
-    # A backward pass counts two, one of them for weights.
+    # A backward pass counts two, one of them for gradients of weights.
     passes = 3 + (cfg.parallel.recompute == "full") - (cfg.lora.rank is not None)
     prefill, decode = _rollout(shape, cfg, cluster, work, engine) if engine else (0.0, 0.0)
     return Seconds(
@@ -95,13 +96,12 @@ def seconds(
         score=scored * forward,
         update=passes * cfg.batch.epochs * forward,
         synchronize=_synchronize(shape, cfg, cluster, data) * updates(cfg, work),
+        ahead=_separate(cfg) and cfg.rollout.max_staleness > 0,
     )
 
 
-def _forward(shape: ModelShape, work: Workload) -> float:
-    """Operations of one row's forward pass; a multiply-add counts two, attention is causal."""
-    cost, tokens = shape.cost, work.prompt_tokens + work.response_tokens
-    return 2 * (cost.token * tokens + cost.pair * tokens**2 + cost.response * work.response_tokens)
+def _separate(cfg: Config) -> bool:
+    return cfg.engine.placement == "separate"
 
 
 def _rate(cfg: Config, cluster: Cluster, work: Workload) -> float:
@@ -112,30 +112,27 @@ def _rate(cfg: Config, cluster: Cluster, work: Workload) -> float:
 def _rollout(
     shape: ModelShape, cfg: Config, cluster: Cluster, work: Workload, engine: Engine
 ) -> tuple[float, float]:
-    """Seconds of prefill and of decoding; nothing is taken to be cached, no environment waited for."""
-    rate = engine.gpus * _rate(cfg, cluster, work)
-    # Prefill computes logits of the last token alone.
-    prefill = (
-        rows(cfg, work)
-        * 2
-        * (shape.cost.token * work.prompt_tokens + shape.cost.pair * work.prompt_tokens**2)
-        / rate
-    )
+    """Seconds of prefill and of decoding, without cached prefixes and without waiting for environments."""
+    rate = engine.count * engine.gpus * _rate(cfg, cluster, work)
+    # Prefill computes logits of the last token only.
+    cost = shape.cost.token * work.prompt_tokens + shape.cost.pair * work.prompt_tokens**2
+    prefill = rows(cfg, work) * 2 * cost / rate
     length = work.prompt_tokens + work.response_tokens
     episodes = min(cfg.rollout.concurrency, cfg.rollout.groups * cfg.rollout.group_size)
-    batch = max(1.0, min(float(episodes), engine.tokens / length))
+    batch = max(1.0, min(episodes / engine.count, engine.tokens / length))  # of one server
     cache = engine.cache / max(1, engine.tokens) * length
     read = (engine.weights + batch * cache) / (work.bandwidth * cluster.device.bandwidth)
-    step = max(read, batch * 2 * whole(shape) / rate) + DECODE_OVERHEAD
-    return prefill, rows(cfg, work) * work.response_tokens / batch * step
+    token = max(read, engine.count * batch * 2 * whole(shape) / rate) + DECODE_OVERHEAD
+    return prefill, rows(cfg, work) * work.response_tokens / (engine.count * batch) * token
 
 
 def _push(shape: ModelShape, cfg: Config, cluster: Cluster) -> float:
-    """Shards are gathered over the ranks that hold the model, then handed to the engine."""
+    """Seconds to gather shards over the ranks that hold the model, and to send them to the engine."""
     size = whole(shape) * width(cfg)
-    holders = cluster.world if cfg.parallel.pipeline > 1 else cfg.parallel.tensor  # stages lie far apart
+    holders = cluster.world if cfg.parallel.pipeline > 1 else cfg.parallel.tensor  # stages are far apart
     gather = size / cluster.link(holders) if cfg.parallel.tensor * cfg.parallel.pipeline > 1 else 0.0
-    return gather + size / cluster.device.link + size / (cfg.engine.bucket_mib << 20) * BUCKET_OVERHEAD
+    link = cluster.device.network if _separate(cfg) else cluster.device.link
+    return gather + size / link + size / (cfg.weights.bucket_mib << 20) * BUCKET_OVERHEAD
 
 
 def _synchronize(shape: ModelShape, cfg: Config, cluster: Cluster, data: int) -> float:

@@ -1,0 +1,1 @@
+"""Episodes: prompts, engines, environments, and the collector that plays them."""

@@ -1,4 +1,9 @@
-"""Plays episodes: every episode is a task of its own, and none waits for another."""
+"""Collects groups of episodes: every episode is a task of its own, and none waits for another.
+
+A group of which an episode fails too often is dropped whole, and another task takes its place: no reward is
+made up, and no episode is compared with fewer than it should be. Which complete groups count is for the quota
+to say, how their episodes are played for a `GroupPlayer`.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from envs.base import Task, Transition
-from envs.dialogue import Answer, Dialogue
-from gigpo_mega.algorithms.grouping import anchor_key
-from gigpo_mega.config import EnvironmentConfig
-from gigpo_mega.rollout.engine import Completion, Engine, EngineError, Sampling
-from gigpo_mega.rollout.pool import EnvironmentPool
-from gigpo_mega.rollout.prompt import EpisodePrompt, PromptBuilder
-from gigpo_mega.rollout.tokenizer import Tokenizer
-from gigpo_mega.types import EndedBy, Group, Step, Trajectory
+from gigpo_mega.errors import UserError, first
+from gigpo_mega.rollout.engines.base import Sampling
+from gigpo_mega.rollout.group_player import Attempt, Counts, GroupPlayer, Terms
+from gigpo_mega.rollout.quota import Quota
+from gigpo_mega.types import Group, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,171 +25,195 @@ class CollectStats:
 
     episodes: int  # finished
     total: int  # asked for
-    steps: int
+    steps: int  # also of episodes that failed later, as everything below
     seconds: float
     prompt_tokens: int
     cached_tokens: int  # of the prompt tokens, those found in the engine's prefix cache
     response_tokens: int
     truncated: int  # prompts cut to rollout.max_prompt_tokens
+    retries: int = 0  # episodes that were started again
+    dropped: tuple[str, ...] = ()  # why, of each group that was dropped
+    refused: int = 0  # complete groups that do not count
+    cut: int = 0  # groups that were under way when enough counted
 
 
-Progress = Callable[[CollectStats], None]
+OnCollected = Callable[[CollectStats], None]
 
 
 class Collector:
-    """Samples groups of episodes from `engine` in the environments of `pool`.
+    """Has `player` play what a quota needs; `stats` describes the latest collection."""
 
-    `concurrency` episodes are in flight at once; slots of the pool are taken in turn and reused. `stats`
-    describes the latest collection.
-    """
+    def __init__(self, player: GroupPlayer) -> None:
+        self.stats = CollectStats(0, 0, 0, 0.0, 0, 0, 0, 0)
+        self._player = player
+
+    def collect(
+        self, quota: Quota, group_size: int, sampling: Sampling, on_progress: OnCollected | None = None
+    ) -> dict[int, Group]:
+        """Play `group_size` episodes of each task that `quota` needs; the groups by number, in its order.
+
+        If no task is left to replace it, the failure of an episode after its retries is raised: EngineError,
+        EnvironmentLost or EnvUnavailable. Otherwise UserError if more groups were dropped than are needed.
+        Always raised, at once: EngineLost (no engine is left), EnvError (an unusable task or value) and
+        PoolError (an exception); the last two name environment, task and step. What is raised cancels the
+        rest.
+        """
+        collection = Collection(quota, group_size, self._player, lambda: self._player.counts, on_progress)
+        # It returns nothing: asyncio.run forms the repr of what its coroutine returns, here of every array.
+        asyncio.run(self._collect(collection, Terms(group_size, quota.places, sampling)))
+        return dict(sorted(collection.finished.items()))
+
+    async def _collect(self, collection: Collection, terms: Terms) -> None:
+        async with self._player.opened(terms, collection.report):
+            try:
+                await collection.play()
+            finally:
+                self.stats = collection.stats()
+
+
+class Collection:
+    """What `quota` needs, on its way: `player` is open, and what it has done since then is in `counts()`."""
 
     def __init__(
         self,
-        engine: Engine,
-        pool: EnvironmentPool,
-        prompts: PromptBuilder,
-        dialogue: Dialogue,
-        tokenizer: Tokenizer,
-        config: EnvironmentConfig,
-        concurrency: int,
+        quota: Quota,
+        group_size: int,
+        player: GroupPlayer,
+        counts: Callable[[], Counts],
+        on_progress: OnCollected | None = None,
     ) -> None:
-        self.stats = CollectStats(0, 0, 0, 0.0, 0, 0, 0, 0)
-        self._engine = engine
-        self._pool = pool
-        self._prompts = prompts
-        self._tokenizer = tokenizer
-        self._config = config
-        self._concurrency = concurrency
-        self._read = dialogue.read
+        self._meter = _Meter(quota.needed * group_size, counts)
+        self._intake = _Intake(quota, self._meter)
+        self._places, self._player, self._on_progress = quota.places, player, on_progress
 
-    def collect(
-        self, tasks: Sequence[Task], group_size: int, sampling: Sampling, on_progress: Progress | None = None
-    ) -> tuple[Group, ...]:
-        """Play `group_size` episodes of each task; group i belongs to tasks[i] whatever finished first.
+    async def play(self) -> None:
+        """Play until enough groups count; raises as `Collector.collect` does."""
+        try:
+            async with asyncio.TaskGroup() as running:
+                for _ in range(self._places):
+                    running.create_task(self._fill())
+        except BaseExceptionGroup as failures:
+            raise first(failures) from None
 
-        The first failure of the engine or an environment cancels the rest and is raised as it is:
-        EngineError, UserError (a dead worker), EnvironmentError (a task that can't be used) or PoolError.
-        """
-        return asyncio.run(self._collect(tasks, group_size, sampling, on_progress))
-
-    async def _collect(
-        self, tasks: Sequence[Task], group_size: int, sampling: Sampling, on_progress: Progress | None
-    ) -> tuple[Group, ...]:
-        played = [task for task in tasks for _ in range(group_size)]
-        meter = _Meter(len(played), self._prompts, on_progress)
-        free: asyncio.Queue[int] = asyncio.Queue()
-        for slot in range(min(self._concurrency, len(played))):
-            free.put_nowait(slot)
-
-        async def play(task: Task) -> Trajectory:
-            slot = await free.get()
-            trajectory = await self._episode(slot, task, sampling, meter)
-            free.put_nowait(slot)
-            meter.finish()
-            return trajectory
-
-        async with self._engine, self._pool:
-            try:
-                async with asyncio.TaskGroup() as running:
-                    episodes = [running.create_task(play(task)) for task in played]
-            except BaseExceptionGroup as failures:
-                raise _first(failures) from None
-        self.stats = meter.stats()
-        done = [episode.result() for episode in episodes]
-        return tuple(
-            Group(task, tuple(done[i * group_size : (i + 1) * group_size])) for i, task in enumerate(tasks)
-        )
-
-    async def _episode(self, slot: int, task: Task, sampling: Sampling, meter: _Meter) -> Trajectory:
-        prompt = self._prompts.start(await self._pool.reset(slot, task))
-        steps: list[Step] = []
-        ended_by: EndedBy = "limit"
-        while len(steps) < self._config.max_steps:
-            ids = prompt.ids()
-            completion = await self._engine.generate(ids, sampling)
-            answer = self._answer(completion)
-            transition = await self._pool.step(slot, answer.action)
-            steps.append(self._recorded(prompt, ids, completion, answer, transition, salt=task.id))
-            meter.step(completion, len(ids))
-            if transition.success:
-                ended_by = "success"
-            elif transition.done and len(steps) < self._config.max_steps:
-                ended_by = "failure"
-            if transition.done:
-                break
-            prompt.advance(answer.action, transition.observation, completion.response_ids.tolist())
-        score = sum(step.reward for step in steps)
-        return Trajectory(task, tuple(steps), score, ended_by == "success", ended_by)
-
-    def _answer(self, completion: Completion) -> Answer:
-        if completion.finish == "abort":
-            raise EngineError("the engine aborted a request in flight")
-        text = self._tokenizer.decode(completion.response_ids.tolist())
-        return self._read(text, completion.finish == "stop")
-
-    def _recorded(
-        self,
-        prompt: EpisodePrompt,
-        ids: list[int],
-        completion: Completion,
-        answer: Answer,
-        transition: Transition,
-        salt: str,
-    ) -> Step:
-        seen = prompt.observation
-        accepted = transition.valid or self._config.invalid == "format"
-        return Step(
-            prompt_ids=np.array(ids, dtype=np.int32),
-            response_ids=completion.response_ids,
-            logprobs=completion.logprobs,
-            reward=transition.reward,
-            valid=answer.valid and accepted,
-            anchor=anchor_key(seen.text if seen.state is None else seen.state, salt=salt),
-            version=completion.version,
-            observation=seen.text,
-            action=answer.action,
-        )
-
-
-class _Meter:
-    """Counts what happens during one collection and reports it."""
-
-    def __init__(self, total: int, prompts: PromptBuilder, on_progress: Progress | None) -> None:
-        self._start = time.monotonic()
-        self._total = total
-        self._prompts = prompts
-        self._truncated = prompts.truncated
-        self._on_progress = on_progress
-        self._episodes = self._steps = self._prompt = self._cached = self._response = 0
-
-    def step(self, completion: Completion, prompt_tokens: int) -> None:
-        self._steps += 1
-        self._prompt += prompt_tokens
-        self._cached += completion.cached_tokens
-        self._response += len(completion.response_ids)
-        self._report()
-
-    def finish(self) -> None:
-        self._episodes += 1
-        self._report()
+    @property
+    def finished(self) -> dict[int, Group]:
+        """The complete groups by number."""
+        return self._intake.finished
 
     def stats(self) -> CollectStats:
-        return CollectStats(
-            episodes=self._episodes,
-            total=self._total,
-            steps=self._steps,
-            seconds=time.monotonic() - self._start,
-            prompt_tokens=self._prompt,
-            cached_tokens=self._cached,
-            response_tokens=self._response,
-            truncated=self._prompts.truncated - self._truncated,
-        )
+        """How it stands."""
+        return self._meter.stats()
 
-    def _report(self) -> None:
+    def report(self) -> None:
+        """Tell who asked for progress."""
         if self._on_progress is not None:
             self._on_progress(self.stats())
 
+    async def _fill(self) -> None:
+        """Play one group after another until one counts."""
+        while (attempt := self._intake.next()) is not None:
+            if await self._intake.take(attempt, await self._player.play(attempt)):
+                return
 
-def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    error = failures.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+
+class _Intake:
+    """Hands out the tasks of a quota and takes their groups until enough of them count."""
+
+    def __init__(self, quota: Quota, meter: _Meter) -> None:
+        self.finished: dict[int, Group] = {}
+        self._quota, self._meter = quota, meter
+        self._running: list[Attempt] = []
+        self._needed, self._spares = quota.needed, quota.spares
+        self._following = next(quota.tasks, None)
+        self._keeping = asyncio.Lock()
+
+    def next(self) -> Attempt | None:
+        """The next group to be played; None if enough count, or if there is no further task."""
+        if not self._needed or self._following is None:
+            return None
+        attempt = Attempt(*self._following)
+        self._following = next(self._quota.tasks, None)
+        self._running.append(attempt)
+        self._meter.begin(attempt)
+        return attempt
+
+    async def take(self, attempt: Attempt, played: Sequence[Trajectory | None]) -> bool:
+        """Whether the place of a group needs no other one: it counts, or too many others did not.
+
+        Raises its failure if no task is left to replace it, and UserError if too many have failed.
+        """
+        self._running.remove(attempt)
+        group = Group(attempt.task, tuple(t for t in played if t is not None))
+        async with self._keeping:
+            if not self._needed:
+                self._meter.cut(attempt)
+                return True
+            if attempt.failure is not None:
+                if self._following is None:
+                    raise attempt.failure
+                self._meter.drop(attempt, limit=self._quota.needed)
+                return False
+            await asyncio.to_thread(self._quota.keep, attempt.number, group)
+            self.finished[attempt.number] = group
+            if not self._quota.counts(group):
+                self._meter.refuse(attempt)
+                self._spares -= 1
+                return self._spares < 0
+            self._needed -= 1
+            if not self._needed:
+                for other in self._running:
+                    other.end()
+            return True
+
+
+class _Meter:
+    """Counts what becomes of the groups of one collection and reports it."""
+
+    def __init__(self, total: int, counts: Callable[[], Counts]) -> None:
+        self._start = time.monotonic()
+        self._total, self._counts = total, counts
+        self._begun: set[int] = set()  # groups of this collection, by number
+        self._dropped: dict[int, str] = {}  # why, by the number of the group
+        self._refused: set[int] = set()
+        self._cut: set[int] = set()
+
+    def begin(self, attempt: Attempt) -> None:
+        """Count a group."""
+        self._begun.add(attempt.number)
+
+    def drop(self, attempt: Attempt, limit: int) -> None:
+        """Count a group that was dropped; raises UserError for more than `limit`."""
+        reason = f"task {attempt.task.id}: {attempt.failure}"
+        self._dropped[attempt.number] = reason
+        if len(self._dropped) > limit:
+            raise UserError(
+                f"rollout: {len(self._dropped)} groups were dropped, more than the {limit} of an iteration, "
+                f"because episodes failed for more than rollout.retries; the last one was of {reason}"
+            )
+
+    def refuse(self, attempt: Attempt) -> None:
+        """Count a complete group that does not count."""
+        self._refused.add(attempt.number)
+
+    def cut(self, attempt: Attempt) -> None:
+        """Count a group that came too late."""
+        self._cut.add(attempt.number)
+
+    def stats(self) -> CollectStats:
+        """How the collection stands."""
+        counts = self._counts()
+        valid = self._begun - self._dropped.keys() - self._refused - self._cut
+        return CollectStats(
+            episodes=sum(counts.finished[number] for number in valid),
+            total=self._total,
+            steps=counts.steps,
+            seconds=time.monotonic() - self._start,
+            prompt_tokens=counts.prompt_tokens,
+            cached_tokens=counts.cached_tokens,
+            response_tokens=counts.response_tokens,
+            truncated=counts.truncated,
+            retries=counts.retries,
+            dropped=tuple(self._dropped.values()),
+            refused=len(self._refused),
+            cut=len(self._cut),
+        )

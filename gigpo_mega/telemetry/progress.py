@@ -1,4 +1,4 @@
-"""A bar per stage where someone watches, a line now and then where nobody does."""
+"""Progress of a stage: a bar in a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class Bar(Protocol):
-    """What a stage reports to."""
+    """Receives the progress of a stage."""
 
     def advance(self, count: float = 1) -> None:
-        """`count` more units are done."""
+        """Report that `count` more units are done."""
         ...
 
 
@@ -26,7 +26,7 @@ class _Silent:
 
 
 class _Lines:
-    """A line every `interval` seconds, none for a stage that is over sooner."""
+    """Writes a line every `interval` seconds, none for a shorter stage."""
 
     def __init__(self, name: str, total: int | None, unit: str, stream: TextIO, interval: float) -> None:
         self._name, self._total, self._unit = name, total, unit
@@ -39,8 +39,12 @@ class _Lines:
         now = time.monotonic()
         if now - self._last >= self._interval:
             self._last = now
-            line = _line(self._name, self._done, self._total, self._unit, now - self._start)
-            self._stream.write(line + "\n")
+            rate = self._done / max(now - self._start, 1e-9)
+            total = left = ""
+            if self._total is not None:
+                seconds = (self._total - self._done) / max(rate, 1e-9)
+                total, left = f"/{self._total}", f", {seconds:.0f} s left"
+            self._stream.write(f"{self._name}: {self._done:.0f}{total} {self._unit}, {rate:.1f}/s{left}\n")
             self._stream.flush()
 
 
@@ -61,11 +65,11 @@ def stage(name: str, total: int | None, unit: str, *, quiet: bool = False, strea
     """Show the progress of one stage: its rate and the time left.
 
     Args:
-        name: what is happening, e.g. "rollout".
-        total: units to be done, None where nobody knows.
+        name: the stage, e.g. "rollout".
+        total: units to be done, None if unknown.
         unit: what is counted, e.g. "episodes".
         quiet: show nothing (every rank but the first).
-        stream: where to; stderr by default. A terminal gets a bar, anything else lines.
+        stream: stderr by default. A terminal gets a bar, anything else gets lines.
         interval: seconds between lines.
     """
     out: TextIO = stream or sys.stderr
@@ -78,10 +82,3 @@ def stage(name: str, total: int | None, unit: str, *, quiet: bool = False, strea
                    TextColumn("{task.fields[rate]}"), TimeRemainingColumn(compact=True))
         with Progress(*columns, console=Console(file=out), transient=True) as progress:
             yield _Rich(progress, progress.add_task(name, total=total, rate=""))
-
-
-def _line(name: str, done: float, total: int | None, unit: str, seconds: float) -> str:
-    rate = done / max(seconds, 1e-9)
-    if total is None:
-        return f"{name}: {done:.0f} {unit}, {rate:.1f}/s"
-    return f"{name}: {done:.0f}/{total} {unit}, {rate:.1f}/s, {(total - done) / max(rate, 1e-9):.0f} s left"

@@ -1,0 +1,1 @@
+"""Weights between learner, engine, checkpoints and Hugging Face directories."""

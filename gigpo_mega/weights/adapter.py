@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 from safetensors.torch import save_file
@@ -12,11 +11,12 @@ from torch import Tensor
 
 from gigpo_mega.config import LoraConfig
 from gigpo_mega.learner import lora
-from gigpo_mega.learner.model import ModelShape, Policy
-from gigpo_mega.learner.parallel import Layout
-from gigpo_mega.weights.export import Pipeline, gather
-from gigpo_mega.weights.names import adapter_entries
-from gigpo_mega.weights.publish import published
+from gigpo_mega.learner.layout import Layout
+from gigpo_mega.learner.model import Policy
+from gigpo_mega.shape import ModelShape
+from gigpo_mega.storage.files import published
+from gigpo_mega.weights.families.mapping import adapter_entries
+from gigpo_mega.weights.live import Pipeline, gather
 
 
 def save(
@@ -32,7 +32,17 @@ def save(
         with published(directory, replace=True) as partial:
             save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
             names = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors})
-            config = _config(adapters, base, names)
+            config = {
+                "peft_type": "LORA",
+                "task_type": "CAUSAL_LM",
+                "base_model_name_or_path": str(base),
+                "r": adapters.rank,
+                "lora_alpha": adapters.effective_alpha,
+                "lora_dropout": 0.0,
+                "target_modules": names,
+                "bias": "none",
+                "inference_mode": True,
+            }
             (partial / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     dist.barrier()
 
@@ -54,18 +64,3 @@ def _tensors(policy: Policy, shape: ModelShape, layout: Layout, adapters: LoraCo
             found[f"{module}.lora_A.weight"] = a.cpu().clone()
             found[f"{module}.lora_B.weight"] = rows.cpu().clone()
     return found
-
-
-def _config(adapters: LoraConfig, base: Path, names: list[str]) -> dict[str, Any]:
-    alpha = adapters.rank if adapters.alpha is None else adapters.alpha
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base),
-        "r": adapters.rank,
-        "lora_alpha": alpha,
-        "lora_dropout": 0.0,
-        "target_modules": names,
-        "bias": "none",
-        "inference_mode": True,
-    }

@@ -1,177 +1,98 @@
-"""Sends the learner's weights to a running SGLang server, and makes sure they arrived."""
+"""A push: the learner's weights to all engines, and the proof that they arrived."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import json
-import os
-import urllib.error
-import urllib.request
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-import numpy as np
-import torch
-import torch.multiprocessing
-
+from gigpo_mega.config import WeightsConfig
 from gigpo_mega.cpu import stubs
-from gigpo_mega.errors import UserError
-from gigpo_mega.types import Float32
+from gigpo_mega.weights.transport.base import NamedTensor, PushError, WeightTransport
+from gigpo_mega.weights.transport.broadcast import BroadcastTransport
+from gigpo_mega.weights.transport.checksums import Checksums
+from gigpo_mega.weights.transport.disk import DiskTransport
+from gigpo_mega.weights.transport.receivers import Receivers
+from gigpo_mega.weights.transport.tensor import TensorTransport
 
-NamedTensor = tuple[str, torch.Tensor]
-
-
-class PushError(UserError):
-    """The server did not take the weights, or samples with others than it was sent."""
+_GIB = 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class LogprobGap:
-    """How far the engine's log-probs are from the learner's for the same tokens."""
+class Pushed:
+    """What a push took: from the first gathered tensor to the last proof."""
 
-    mean: float
-    max: float
-    tokens: int
+    nbytes: int  # of the policy; every engine got as many
+    seconds: float
+    ceiling: float  # GiB/s at which bytes could travel this way at best
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """For the metrics of the iteration."""
+        gib = self.nbytes / _GIB
+        return {
+            "weights/push_seconds": self.seconds,
+            "weights/push_gib": gib,
+            "weights/push_gib_per_s": gib / self.seconds,
+            "weights/push_ceiling_gib_per_s": self.ceiling,
+        }
 
 
-class WeightPusher:
-    """Pushes named tensors to the server at `url` in flattened buckets of about `bucket_mib` MiB.
+class WeightPush:
+    """Pushes to the SGLang servers at `urls` as `config` says; `folder` is for `weights.transport disk`.
 
-    CPU tensors travel through shared memory, CUDA tensors as IPC handles; the HTTP requests carry only where
-    they are, for each of the server's tensor-parallel ranks, which load their shards. The server must be
-    idle: a push flushes its prefix cache, whose entries the old weights made.
+    If they may be `busy` they are paused for the push: a response under way goes on with the new weights and
+    with keys and values that these compute again. Making one measures the transport's ceiling.
     """
 
-    def __init__(self, url: str, bucket_mib: int = 256, timeout: float = 600.0) -> None:
-        self._url = url.rstrip("/")
-        self._bucket_bytes = bucket_mib << 20
-        self._timeout = timeout
-        stubs.install()
+    def __init__(
+        self,
+        config: WeightsConfig,
+        urls: Sequence[str],
+        folder: Path,
+        timeout: float = 600.0,
+        busy: bool = False,
+    ) -> None:
+        stubs.install()  # transports import sglang when they need it
+        self._receivers = Receivers(urls, timeout)
+        self._transport = _transport(config, self._receivers, folder)
+        self._hashed, self._busy = config.checksums, busy
+        self._ceiling = self._transport.ceiling()
 
-    def push(self, weights: Iterable[NamedTensor], version: int) -> None:
+    def push(self, weights: Iterable[NamedTensor], version: int) -> Pushed:
         """Send `weights`, (Hugging Face name, tensor) pairs in any order, as `version`.
 
-        Returns when the server reports `version`; raises PushError otherwise. After an error the server's
-        weights are undefined until a push succeeds.
+        Returns when every server reports `version` and, with `weights.checksums`, holds what was sent. Raises
+        PushError otherwise; the servers' weights are then undefined until a push succeeds. They must be idle
+        or paused: a push flushes their prefix caches, whose entries the old weights made.
         """
-        ranks = int(self._request("/server_info", None).get("tp_size", 1))
-        self._post("/begin_weight_update", {})
+        start, sums = time.perf_counter(), Checksums(self._hashed)
         try:
-            self._send(weights, version, ranks)
-        except BaseException:
-            with contextlib.suppress(PushError):  # the first error is the one to tell
-                self._post("/end_weight_update", {})
+            with self._receivers.paused() if self._busy else nullcontext():
+                self._transport.send(sums.passing(weights), version)
+                self.verify(version)
+                sums.compare(self._receivers)
+        except PushError as error:
+            if found := self._transport.damage():
+                raise PushError(f"{error}; {found}") from None
             raise
-        self._post("/end_weight_update", {})
-        self.verify(version)
+        return Pushed(sums.nbytes, time.perf_counter() - start, self._ceiling)
+
+    def move(self, urls: Sequence[str]) -> None:
+        """The servers are at `urls` now."""
+        self._receivers.urls[:] = urls
 
     def verify(self, version: int) -> None:
-        """Raise PushError unless the server samples with `version` now."""
-        reported = self._request("/model_info", None).get("weight_version")
-        if reported != str(version):
-            raise PushError(
-                f"the engine at {self._url} has weight version {reported}, the learner {version}: "
-                "a push was lost; push again or restart the engine"
-            )
-
-    def _send(self, weights: Iterable[NamedTensor], version: int, ranks: int) -> None:
-        previous: list[NamedTensor] | None = None
-        for bucket in buckets(weights, self._bucket_bytes):
-            if previous is not None:
-                self._update(previous, None, ranks)
-            previous = bucket
-        if previous is None:
-            raise PushError("there is nothing to push: the learner exported no weights")
-        # The version changes, and the cache goes, with the last bucket.
-        self._update(previous, version, ranks)
-
-    def _update(self, bucket: list[NamedTensor], version: int | None, ranks: int) -> None:
-        payload: dict[str, Any] = {
-            "serialized_named_tensors": _serialized(bucket, ranks),
-            "load_format": "flattened_bucket",
-            "flush_cache": version is not None,
-        }
-        if version is not None:
-            payload["weight_version"] = str(version)
-        self._post("/update_weights_from_tensor", payload)
-
-    def _post(self, path: str, payload: dict[str, Any]) -> None:
-        answer = self._request(path, payload)
-        if not answer.get("success"):
-            raise PushError(f"{self._url}{path}: {answer.get('message')}")
-
-    def _request(self, path: str, payload: dict[str, Any] | None) -> dict[str, Any]:
-        body = None if payload is None else json.dumps(payload).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self._url + path, data=body, headers=headers)
-        try:
-            with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-                return json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            reason = error.read()[:300].decode("utf-8", "replace")
-            raise PushError(f"{self._url}{path} answered {error.code}: {reason}") from None
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            raise PushError(f"{self._url}{path}: {error}") from None
+        """Raise PushError unless every server samples with `version` now."""
+        self._receivers.verify(version)
 
 
-def buckets(weights: Iterable[NamedTensor], limit: int) -> Iterator[list[NamedTensor]]:
-    """Cut `weights` into lists of at most `limit` bytes, or of one tensor where that alone is larger."""
-    bucket: list[NamedTensor] = []
-    size = 0
-    for name, tensor in weights:
-        if bucket and size + tensor.nbytes > limit:
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, tensor.detach()))
-        size += tensor.nbytes
-    if bucket:
-        yield bucket
-
-
-def logprob_gap(engine: Iterable[Float32], learner: Iterable[Float32]) -> LogprobGap:
-    """Compare the engine's log-probs [R], row by row, with the learner's for the same tokens.
-
-    The learner's must be of the same weight version and temperature. Raises ValueError for rows of other
-    lengths.
-    """
-    rows = list(zip(engine, learner, strict=True))
-    if any(len(ours) != len(theirs) for ours, theirs in rows):
-        raise ValueError("the engine's and the learner's log-probs are not of the same tokens")
-    if not rows:
-        return LogprobGap(0.0, 0.0, 0)
-    gap = np.abs(np.concatenate([np.float64(ours) - np.float64(theirs) for ours, theirs in rows]))
-    return LogprobGap(float(gap.mean()), float(gap.max()), len(gap))
-
-
-def _serialized(bucket: list[NamedTensor], ranks: int) -> list[str]:
-    """Where each of `ranks` finds the bucket: every receiver counts as a user of the memory by itself."""
-    from sglang.srt.utils import MultiprocessingSerializer
-    from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorBucket
-
-    if not bucket[0][1].is_cuda:
-        _share_through_files()
-    flat = FlattenedTensorBucket(named_tensors=bucket)
-    payload = {"flattened_tensor": flat.get_flattened_tensor(), "metadata": flat.get_metadata()}
-    return [str(MultiprocessingSerializer.serialize(payload, output_str=True)) for _ in range(ranks)]
-
-
-@functools.cache
-def _share_through_files() -> None:
-    """Let any process open our shared tensors; the default hands over descriptors, for children only.
-
-    torch starts a manager process for this that lives as long as the server does. It must not inherit our
-    output: whoever reads that through a pipe would wait for the server to end.
-    """
-    torch.multiprocessing.set_sharing_strategy("file_system")
-    kept = {stream: os.dup(stream) for stream in (1, 2)}
-    with open(os.devnull, "wb") as nothing:
-        for stream in kept:
-            os.dup2(nothing.fileno(), stream)
-    try:
-        torch.zeros(1).share_memory_()  # starts the manager
-    finally:
-        for stream, copy in kept.items():
-            os.dup2(copy, stream)
-            os.close(copy)
+def _transport(config: WeightsConfig, receivers: Receivers, folder: Path) -> WeightTransport:
+    bucket_bytes = config.bucket_mib << 20
+    if config.transport == "tensor":
+        return TensorTransport(receivers, bucket_bytes)
+    if config.transport == "broadcast":
+        return BroadcastTransport(receivers, bucket_bytes)
+    return DiskTransport(receivers, folder)

@@ -7,6 +7,9 @@ tensors in it are whole; of the layout they keep only the padding of the vocabul
 
 from __future__ import annotations
 
+import gigpo_mega.learner  # noqa: F401  prepares megatron
+
+# isort: split
 import functools
 import json
 import math
@@ -16,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import (
     DefaultLoadPlanner,
@@ -42,14 +47,10 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from gigpo_mega.config import LoraConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.learner import lora
-from gigpo_mega.learner.manifest import STATE
-from gigpo_mega.learner.model import ModelShape
-from gigpo_mega.weights.names import Entry, entries
+from gigpo_mega.shape import ModelShape
+from gigpo_mega.storage.manifest import LEARNER, STATE
+from gigpo_mega.weights.families.mapping import ParameterMapping, entries
 
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config  # isort: skip  (learner.model has installed the CPU patches)
-from megatron.core.dist_checkpointing.strategies.common import COMMON_STATE_FNAME  # isort: skip
-
-FOLDER = "learner"  # within a checkpoint
 _UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError)
 
 
@@ -61,17 +62,7 @@ class Grid:
     pipeline: int = 1
     virtual_pipeline: int = 1
 
-    def check(self, shape: ModelShape) -> None:
-        """Raise UserError where the grid does not divide `shape`."""
-        shape.check_tensor(self.tensor)
-        stages = self.pipeline * self.virtual_pipeline
-        if shape.layers % stages:
-            raise UserError(
-                f"--pipeline {self.pipeline} x --virtual-pipeline {self.virtual_pipeline} = {stages} stages "
-                f"do not divide the model's {shape.layers} layers; choose a divisor of {shape.layers}"
-            )
-
-    def stage(self, entry: Entry, shape: ModelShape) -> int:
+    def stage(self, entry: ParameterMapping, shape: ModelShape) -> int:
         """The pipeline rank that holds a parameter."""
         if entry.layer is None:
             return 0 if entry.name.startswith("embedding") else self.pipeline - 1
@@ -83,12 +74,12 @@ def write(
     directory: Path,
     shape: ModelShape,
     grid: Grid,
-    dtype: Callable[[Entry], torch.dtype],
-    read: Callable[[Entry], Tensor],
+    dtype: Callable[[ParameterMapping], torch.dtype],
+    read: Callable[[ParameterMapping], Tensor],
 ) -> None:
     """Write the checkpoint of a policy of `shape` into the empty `directory`.
 
-    `dtype` tells the type of a whole megatron tensor beforehand; `read` makes it, and is called again where
+    `dtype` tells the type of a whole megatron tensor beforehand; `read` makes it, and is called again if
     several ranks share it.
     """
     planner = _Planner(shape, grid.tensor, read)
@@ -110,11 +101,11 @@ def write(
 class _Planner(DefaultSavePlanner):
     """Makes each rank's chunks only when the writer asks for them."""
 
-    def __init__(self, shape: ModelShape, ranks: int, read: Callable[[Entry], Tensor]) -> None:
+    def __init__(self, shape: ModelShape, ranks: int, read: Callable[[ParameterMapping], Tensor]) -> None:
         super().__init__()
         self._shape, self._ranks = shape, ranks
         self._regions: dict[MetadataIndex, tuple[str, tuple[slice, ...]]] = {}
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, ParameterMapping] = {}
 
         @functools.lru_cache(maxsize=1)  # the blocks of a rank come one after the other
         def whole(name: str) -> Tensor:
@@ -123,7 +114,7 @@ class _Planner(DefaultSavePlanner):
 
         self._whole = whole
 
-    def items(self, entry: Entry, rank: int, dtype: torch.dtype) -> Iterator[WriteItem]:
+    def items(self, entry: ParameterMapping, rank: int, dtype: torch.dtype) -> Iterator[WriteItem]:
         """The chunks of `entry` that tensor-parallel `rank` writes; a replicated one is the first rank's."""
         layout = entry.layout
         if layout.axis is None and rank:
@@ -146,17 +137,17 @@ class _Planner(DefaultSavePlanner):
 class ShardedReader:
     """The megatron tensors of a checkpoint, whole, whatever layout wrote it; adapters are merged into theirs.
 
-    Raises UserError where `checkpoint` is none, or a file of it is absent or cut off.
+    Raises UserError if `checkpoint` is none, or a file of it is absent or cut off.
     """
 
     def __init__(self, checkpoint: Path) -> None:
-        self.checkpoint, folder = checkpoint, checkpoint / FOLDER
+        self.checkpoint, folder = checkpoint, checkpoint / LEARNER
         self._reader = FileSystemReader(folder)
         try:
             metadata = self._reader.read_metadata()
         except FileNotFoundError:
             raise UserError(
-                f"{checkpoint} holds no {FOLDER}/.metadata; give what `convert.py import` "
+                f"{checkpoint} holds no {LEARNER}/.metadata; give what `gigpo-mega convert import` "
                 "wrote, or one iteration of a run, checkpoints/iteration_*"
             ) from None
         except _UNREADABLE as error:
@@ -191,28 +182,28 @@ class ShardedReader:
             if size != wanted:
                 raise UserError(
                     f"{self.checkpoint} holds {entry.key} of shape "
-                    f"{size and list(size)}; config.json asks for {list(wanted)}"
+                    f"{size and list(size)}; config.json asks for {list(wanted)} ({shape.described})"
                 )
 
-    def dtype(self, entry: Entry) -> torch.dtype:
+    def dtype(self, entry: ParameterMapping) -> torch.dtype:
         """The type of one tensor."""
         return self._tensors[entry.key].properties.dtype
 
-    def nbytes(self, entry: Entry) -> int:
+    def nbytes(self, entry: ParameterMapping) -> int:
         """The bytes of one tensor."""
         return math.prod(entry.whole(ranks=1)) * self.dtype(entry).itemsize
 
-    def separate(self, entry: Entry, shape: ModelShape) -> list[Tensor]:
+    def separate(self, entry: ParameterMapping, shape: ModelShape) -> list[Tensor]:
         """The Hugging Face tensors that one megatron tensor is made of."""
         return entry.layout.separate(self.tensor(entry, shape), shape)
 
     @property
     def adapted(self) -> bool:
-        """Whether there are adapters beside the weights."""
+        """Whether there are adapters besides the weights."""
         return any(key.endswith(lora.NAMES) for key in self._tensors)
 
-    def tensor(self, entry: Entry, shape: ModelShape) -> Tensor:
-        """One whole megatron tensor, padding included; raises UserError where its bytes are damaged."""
+    def tensor(self, entry: ParameterMapping, shape: ModelShape) -> Tensor:
+        """One whole megatron tensor, padding included; raises UserError if its bytes are damaged."""
         weight = self._read(entry, entry.key, self._size(entry, shape), shape)
         low, high = (entry.key.removesuffix("weight") + name for name in lora.NAMES)
         if low not in self._tensors:
@@ -230,7 +221,7 @@ class ShardedReader:
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{self.checkpoint / STATE} does not tell lora.alpha: {reason}") from None
 
-    def _read(self, entry: Entry, key: str, size: tuple[int, ...], shape: ModelShape) -> Tensor:
+    def _read(self, entry: ParameterMapping, key: str, size: tuple[int, ...], shape: ModelShape) -> Tensor:
         """The part of the tensor `key` of `size` that is of the layer of `entry`."""
         size = size[0 if entry.layer is None else 1 :]
         chunk, _ = _stacked(entry, (0,) * len(size), size, shape, size)
@@ -245,7 +236,7 @@ class ShardedReader:
             raise UserError(f"{self.checkpoint}: {entry.name} is damaged: {error!r}") from None
         return out.reshape(size)
 
-    def _size(self, entry: Entry, shape: ModelShape) -> tuple[int, ...]:
+    def _size(self, entry: ParameterMapping, shape: ModelShape) -> tuple[int, ...]:
         """The shape in the file; the vocabulary may be padded as its writer's layout asked for."""
         whole = entry.whole(ranks=1)
         found = self._tensors.get(entry.key)
@@ -273,7 +264,11 @@ def _region(start: Iterable[int], size: Iterable[int]) -> tuple[slice, ...]:
 
 
 def _stacked(
-    entry: Entry, start: tuple[int, ...], size: tuple[int, ...], shape: ModelShape, whole: tuple[int, ...]
+    entry: ParameterMapping,
+    start: tuple[int, ...],
+    size: tuple[int, ...],
+    shape: ModelShape,
+    whole: tuple[int, ...],
 ) -> tuple[ChunkStorageMetadata, torch.Size]:
     """A chunk within the tensor of the file, [layers, ...] for a layer's parameter, and that one's shape."""
     if entry.layer is None:

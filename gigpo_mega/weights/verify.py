@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from gigpo_mega.config import Config, ModelConfig
-from gigpo_mega.learner import parallel
-from gigpo_mega.learner.model import ModelShape, build_model
+from gigpo_mega.errors import UserError
+from gigpo_mega.learner import layout as parallel
+from gigpo_mega.learner.model import build_model
+from gigpo_mega.shape import ModelShape
 from gigpo_mega.telemetry.progress import stage
-from gigpo_mega.weights.export import load
+from gigpo_mega.weights.families.mapping import entries
 from gigpo_mega.weights.huggingface import HFReader
-from gigpo_mega.weights.names import entries
+from gigpo_mega.weights.live import load
 from gigpo_mega.weights.sharded import ShardedReader
 
 _SEQUENCES, _LENGTH, _SEED = 2, 64, 0
@@ -26,8 +28,8 @@ _SEQUENCES, _LENGTH, _SEED = 2, 64, 0
 class LogitsGap:
     """How far the learner's logits are from those of transformers, both in float32.
 
-    megatron-core adds a bias to a finished product, torch's linear while it multiplies: where there are
-    biases that alone makes a difference of float32's rounding. `biases_last` is without it.
+    megatron-core adds a bias to a finished product, torch's linear while it multiplies: with biases,
+    that alone makes a difference of float32's rounding. `biases_last` is without it.
     """
 
     max: float  # largest absolute difference
@@ -79,7 +81,11 @@ def _transformers_logits(hf: Path, tokens: Tensor) -> tuple[Tensor, Tensor]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model: Any = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(hf, dtype=torch.float32)
+    except Exception as error:  # other people's code on other people's files
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"transformers cannot load {hf}: {reason}; compare with --bits-only") from error
     usual = model.eval()(tokens).logits
     functional: Any = torch.nn.functional
     linear = functional.linear
@@ -99,7 +105,7 @@ def _learner_logits(checkpoint: Path, shape: ModelShape, tokens: Tensor) -> Tens
     cfg = Config(model=ModelConfig(dtype="float32"))
     layout = parallel.initialize(cfg.parallel, seed=0)
     try:
-        policy = build_model(shape, cfg)
+        policy = build_model(shape, cfg, empty=True)
         load(policy, shape, layout, checkpoint)
         (model,) = policy.eval()
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
@@ -110,7 +116,7 @@ def _learner_logits(checkpoint: Path, shape: ModelShape, tokens: Tensor) -> Tens
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """True where type, shape and every bit are the same, NaN included."""
+    """True if type, shape and every bit are the same, NaN included."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

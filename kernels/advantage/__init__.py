@@ -1,4 +1,9 @@
-"""Hierarchical advantages (GiGPO, arXiv 2505.10978): an episode level, a step level, and their sum."""
+"""Discounted returns, and values relative to their group: what group-relative advantages are made of.
+
+Numpy arrays are computed on the host (`reference`), CUDA tensors in Triton. Both use float64 and give the
+same bits, in any order of the rows and however groups are sharded. Rewards and values may be as large as
+1e150. Derivation: kernels/README.md.
+"""
 
 from __future__ import annotations
 
@@ -6,38 +11,47 @@ from dataclasses import fields
 from typing import Any, cast
 
 from kernels.advantage import reference
-from kernels.advantage.columns import Columns, Levels, Rule, Rules
-from kernels.arrays import Array, Backend, check_column, from_numpy, to_numpy, uses_triton
+from kernels.advantage.columns import Penalty, Rule, StepColumns
+from kernels.arrays import Array, check_column, uses_triton
 
-__all__ = ["Columns", "Levels", "Rule", "Rules", "hierarchical_advantage"]
+__all__ = ["Penalty", "Rule", "StepColumns", "relative", "returns"]
 
 
-def hierarchical_advantage(
-    columns: Columns[Array], rules: Rules, *, backend: Backend = "auto"
-) -> Levels[Array]:
-    """`A = A_E + omega A_S` of N rows and, where their offsets are given, of T tokens (Eq. 3 to 8).
+def returns(
+    steps: StepColumns[Array], gamma: float, *, penalty: Penalty = "reward", float32: bool = False
+) -> tuple[Array, Array]:
+    """The score `R(tau) = sum_t r_t` of each row's trajectory and its return `R_t = r_t + gamma R_{t+1}`.
 
-    `A_E` compares the scores of a task group's trajectories, `A_S` the discounted returns of an anchor
-    group's steps, each by its `Rule`; float64 inside, the same bits from either backend, in any order of the
-    rows, and however task groups are sharded. Scores and returns up to 1e150.
-
-    On a GPU values are not checked: `group` must be below 2^21, `trajectory` 2^22, `step` 2^20. On the host
-    ValueError names a trajectory whose steps are not 0, 1, 2, ... exactly once.
+    Two float64 columns [N]. With `penalty` "reward" the penalty is part of r_t; with "row" it is subtracted
+    from the score and the return of its own row only. `float32` rounds both to float32. Raises ValueError
+    naming a trajectory whose steps are not 0, 1, 2, ... exactly once. On a GPU `step` must be below 2^20 and
+    `trajectory` below 2^43. Source: GiGPO (arXiv 2505.10978), Eq. 5.
     """
-    rows = len(columns.reward)
-    shapes: dict[str, tuple[str, int]] = {"reward": ("float64", rows), "penalty": ("float64", rows)}
-    shapes["token_offsets"] = ("int64", rows + 1)
-    present = {f.name: getattr(columns, f.name) for f in fields(Columns)}
-    present = {name: column for name, column in present.items() if column is not None}
-    for name, column in present.items():
-        dtype, length = shapes.get(name, ("int64", rows))
-        check_column(name, column, dtype, (length,))
-    if uses_triton(columns.reward, backend):
+    rows = len(steps.reward)
+    for field in fields(StepColumns):
+        dtype = "float64" if field.name in ("reward", "penalty") else "int64"
+        check_column(field.name, getattr(steps, field.name), dtype, (rows,))
+    if uses_triton(steps.reward):
         from kernels.advantage import triton
 
-        return cast(Any, triton).hierarchical_advantage(columns, rules)
-    on_host: dict[str, Any] = {name: to_numpy(column) for name, column in present.items()}
-    found = reference.hierarchical_advantage(Columns(**on_host), rules)
-    total, episode, step = (from_numpy(c, columns.reward) for c in (found.total, found.episode, found.step))
-    token = None if found.token is None else from_numpy(found.token, columns.reward)
-    return Levels(total, episode, step, token)
+        return cast(Any, triton).returns(steps, gamma, penalty, float32)
+    return cast(Any, reference).returns(steps, gamma, penalty, float32)
+
+
+def relative(values: Array, group: Array, rule: Rule, member: Array | None = None) -> Array:
+    """`(value - mean) / F_norm` within each group, float64 [N].
+
+    `values` float64 [N], `group` int64 [N] of 0..N-1 (on a GPU that is not checked); mean and F_norm are
+    taken over the rows for which `member` bool [N] holds, by default all. Source: GiGPO (arXiv 2505.10978),
+    Eq. 3 and 7.
+    """
+    rows = len(values)
+    check_column("values", values, "float64", (rows,))
+    check_column("group", group, "int64", (rows,))
+    if member is not None:
+        check_column("member", member, "bool", (rows,))
+    if uses_triton(values):
+        from kernels.advantage import triton
+
+        return cast(Any, triton).relative(values, group, rule, member)
+    return cast(Any, reference).relative(values, group, rule, member)

@@ -1,8 +1,9 @@
-"""Advantages in numpy, on one core: float64 throughout, and independent of the order of the rows by design.
+"""Returns and group-relative values in numpy: float64 throughout, independent of the order of the rows.
 
-A group's statistics are sums in fixed point: integers add up to the same in every order, so rows may come in
-any order, tasks may be sharded over any number of ranks, and not a bit changes. A group's scale follows from
-its members: 62 bits hold the sum, so up to 512 members have the 53 of float64, twice as many one less.
+A group's sums are taken in fixed point: integers add up to the same in every order, so rows may come in any
+order and groups may be sharded over any number of ranks without a bit changing. The scale follows from a
+group's members: 62 bits hold the sum, so a value keeps the 53 bits of float64 in groups of up to 512 members
+and loses one bit each time the group doubles.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.advantage.columns import Columns, Levels, Rule, Rules
+from kernels.advantage.columns import Penalty, Rule, StepColumns
 
 Bool = NDArray[np.bool_]
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 
 BITS = 62  # of a fixed-point sum; one more is its sign
-MAX_EXPONENT = 1000  # of a scale: beyond, powers of two are no normal numbers
+MAX_EXPONENT = 1000  # of a scale: powers of two beyond are not normal numbers
 EXPONENT_BIAS, MANTISSA = 1023, 52  # of float64
 
 
@@ -41,52 +42,29 @@ class Timeline:
     length: Int64  # [L]
 
 
-def hierarchical_advantage(columns: Columns[NDArray], rules: Rules) -> Levels[NDArray]:
-    """`A = A_E + omega A_S` of every row, see the package."""
-    timeline = timeline_of(columns.trajectory, columns.step)
-    score, returns = score_and_returns(columns, rules, timeline)
-    task = _of_trajectories(columns.group, timeline)
-    member = columns.step == 0 if rules.unit == "trajectories" else None
-    episode = relative(score, task, rules.episode, member)
-    step = np.zeros_like(episode)
-    if columns.step_group is not None:
-        step = relative(returns, columns.step_group, rules.step)
-    return combine(episode, step, rules.omega, columns.token_offsets)
-
-
-def combine(
-    episode: Float64, step: Float64, omega: float, token_offsets: Int64 | None = None
-) -> Levels[NDArray]:
-    """Both levels [N] added up, rounded to float32 and repeated for the tokens of every row."""
-    total = (episode + omega * step).astype(np.float32)
-    token = None if token_offsets is None else np.repeat(total, np.diff(token_offsets))
-    return Levels(total, episode.astype(np.float32), step.astype(np.float32), token)
-
-
-def score_and_returns(
-    columns: Columns[NDArray], rules: Rules, timeline: Timeline | None = None
+def returns(
+    steps: StepColumns[NDArray], gamma: float, penalty: Penalty = "reward", float32: bool = False
 ) -> tuple[Float64, Float64]:
-    """R(tau) of every row's trajectory, summed in time order, and the discounted return of every row, [N].
+    """Scores, summed in time order, and discounted returns of every row, [N].
 
-    `R_t = r_t + gamma R_{t+1}`; one vectorised pass per step of the longest trajectory.
+    One vectorized pass for each step of the longest trajectory.
     """
-    timeline = timeline or timeline_of(columns.trajectory, columns.step)
+    timeline = timeline_of(steps.trajectory, steps.step)
     order, length = timeline.order, timeline.length
-    early = rules.penalty == "reward"
-    reward = (columns.reward - columns.penalty if early else columns.reward)[order]
+    reward = (steps.reward - steps.penalty if penalty == "reward" else steps.reward)[order]
     index = np.repeat(np.arange(len(length)), length)
-    returns = reward.copy()
+    discounted = reward.copy()
     last = (timeline.begin + length - 1)[np.argsort(-length, kind="stable")]
     longer = len(length) - np.cumsum(np.bincount(length))
     for step, trajectories in enumerate(longer[1:-1].tolist(), start=1):
         now = last[:trajectories] - step
-        returns[now] += rules.gamma * returns[now + 1]
+        discounted[now] += gamma * discounted[now + 1]
     result = np.empty((2, len(order)))
-    result[:, order] = np.bincount(index, reward)[index], returns
-    if not early:
-        result -= columns.penalty
-    if rules.single:
-        result = _single(result)
+    result[:, order] = np.bincount(index, reward)[index], discounted
+    if penalty == "row":
+        result -= steps.penalty
+    if float32:
+        result = to_float32(result)
     return result[0], result[1]
 
 
@@ -108,45 +86,46 @@ def timeline_of(trajectory: Int64, step: Int64) -> Timeline:
     return Timeline(order, begin, length)
 
 
-def relative(values: Float64, segment: Int64, rule: Rule, member: Bool | None = None) -> Float64:
-    """`(value - mean) / F_norm` within each `segment` [N] (Eq. 3, 7), statistics over `member` rows [N]."""
-    segments = int(segment.max(initial=-1)) + 1
+def relative(values: Float64, group: Int64, rule: Rule, member: Bool | None = None) -> Float64:
+    """`(value - mean) / F_norm` within each `group` [N], statistics over the rows of `member` [N]."""
+    groups = int(group.max(initial=-1)) + 1
     sample = slice(None) if member is None else member
-    stats = moments(values[sample], segment[sample], segments, rule.ddof)
-    mean, std = (_single(stats.mean), _single(stats.std)) if rule.single else (stats.mean, stats.std)
+    stats = moments(values[sample], group[sample], groups, rule.ddof)
+    mean, std = (to_float32(stats.mean), to_float32(stats.std)) if rule.float32 else (stats.mean, stats.std)
     if rule.keep_lone:
         lone = stats.count == 1
         mean, std = np.where(lone, 0.0, mean), np.where(lone, 1.0, std)
-    centred = values - mean[segment]
+    centered = values - mean[group]
     if rule.leave_one_out:
-        centred *= (stats.count / np.maximum(stats.count - 1, 1))[segment]
-    return centred / (std[segment] + rule.epsilon) if rule.scale else centred
+        # R_i - mean_{j != i} R_j = n / (n - 1) (R_i - mean_j R_j)
+        centered *= (stats.count / np.maximum(stats.count - 1, 1))[group]
+    return centered / (std[group] + rule.epsilon) if rule.scale else centered
 
 
-def moments(values: Float64, segment: Int64, segments: int, ddof: int = 1) -> Moments:
-    """Mean and standard deviation of `values` [M] within each `segment` [M] of 0..`segments`-1.
+def moments(values: Float64, group: Int64, groups: int, ddof: int = 1) -> Moments:
+    """Mean and standard deviation of `values` [M] within each `group` [M] of 0..`groups`-1.
 
     Independent of the order of the members, bit for bit. Identical values have exactly that mean and exactly
     no deviation, because sums run over the differences to the smallest member. Magnitudes up to 1e150.
     """
-    count = np.bincount(segment, minlength=segments)
-    low, high = np.full(segments, np.inf), np.full(segments, -np.inf)
-    np.minimum.at(low, segment, values)
-    np.maximum.at(high, segment, values)
+    count = np.bincount(group, minlength=groups)
+    low, high = np.full(groups, np.inf), np.full(groups, -np.inf)
+    np.minimum.at(low, group, values)
+    np.maximum.at(high, group, values)
     low, high = np.where(count, low, 0.0), np.where(count, high, 0.0)
     divisor = np.maximum(count, 1)
-    mean = low + _sums(values - low[segment], segment, high - low, count) / divisor
+    mean = low + _sums(values - low[group], group, high - low, count) / divisor
     farthest = np.maximum(np.square(high - mean), np.square(mean - low))
-    squares = _sums(np.square(values - mean[segment]), segment, farthest, count)
+    squares = _sums(np.square(values - mean[group]), group, farthest, count)
     return Moments(mean, np.sqrt(squares / np.maximum(count - ddof, 1)), count)
 
 
-def _sums(values: Float64, segment: Int64, largest: Float64, count: Int64) -> Float64:
-    """Sums of non-negative `values` [M] by segment, none above `largest` [S], in fixed point."""
+def _sums(values: Float64, group: Int64, largest: Float64, count: Int64) -> Float64:
+    """Sums of non-negative `values` [M] by group, none above `largest` [S], in fixed point."""
     power = ((largest * count).view(np.int64) >> MANTISSA) - EXPONENT_BIAS + 1  # largest * count < 2^power
     exponent = np.clip(BITS - power, -MAX_EXPONENT, MAX_EXPONENT)
     total = np.zeros(len(count), dtype=np.int64)
-    np.add.at(total, segment, (values * _power_of_two(exponent)[segment] + 0.5).astype(np.int64))
+    np.add.at(total, group, (values * _power_of_two(exponent)[group] + 0.5).astype(np.int64))
     return total * _power_of_two(-exponent)
 
 
@@ -154,14 +133,6 @@ def _power_of_two(exponent: Int64) -> Float64:
     return ((exponent + EXPONENT_BIAS) << MANTISSA).view(np.float64)
 
 
-def _of_trajectories(group: Int64, timeline: Timeline) -> Int64:
-    """Task groups [N] numbered from 0."""
-    order, begin, length = timeline.order, timeline.begin, timeline.length
-    result = np.empty_like(order)
-    result[order] = np.repeat(np.unique(group[order[begin]], return_inverse=True)[1], length)
-    return result
-
-
-def _single(values: Float64) -> Float64:
-    """As an implementation in float32 sees them: dividing by a small deviation makes that visible."""
+def to_float32(values: Float64) -> Float64:
+    """`values` as an implementation in float32 has them: division by a small deviation makes that visible."""
     return values.astype(np.float32).astype(np.float64)

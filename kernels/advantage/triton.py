@@ -1,7 +1,6 @@
-"""Advantages on the GPU, bit for bit as in `reference`: the same sums in fixed point, by integer atomics.
+"""Returns and group-relative values on the GPU, bit for bit as in `reference`: sums of integers by atomics.
 
-Both levels go through the same launches: level e of row i is element e * N + i. A group's statistics live at
-its number, which is below N on either level, so nothing has to be counted on the host first.
+A group's statistics are stored at its number, which is below N, so the host has nothing to count first.
 """
 
 # To the checker, a Triton function that another one calls never returns.
@@ -18,16 +17,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.advantage.columns import Columns, Levels, Rule, Rules
+from kernels.advantage import reference
+from kernels.advantage.columns import Penalty, Rule, StepColumns
 from kernels.advantage.reference import BITS, EXPONENT_BIAS, MANTISSA, MAX_EXPONENT
 from kernels.aot import Variant
 
-TRAJECTORY_BITS, STEP_BITS = 22, 20  # of what is sorted by; 21 are left for the group
+STEP_BITS = 20  # of the sort key; the trajectory has the others
 
 _BITS, _BIAS = tl.constexpr(BITS), tl.constexpr(EXPONENT_BIAS)
 _MANTISSA, _MAX_EXPONENT = tl.constexpr(MANTISSA), tl.constexpr(MAX_EXPONENT)
-_STEP_MASK = tl.constexpr((1 << STEP_BITS) - 1)
-_GROUP_SHIFT = tl.constexpr(TRAJECTORY_BITS + STEP_BITS)
+_STEP_BITS, _STEP_MASK = tl.constexpr(STEP_BITS), tl.constexpr((1 << STEP_BITS) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,72 +35,72 @@ class Launch:
 
     block: int = 256  # rows of a program
     trajectories: int = 32  # of a program: each is walked by one lane
-    filled: int = 8  # rows whose tokens a program fills
-    tokens: int = 256  # filled at a time
+
+    @property
+    def by_row(self) -> dict[str, Any]:
+        """Options of kernels over rows: without fusion, because numpy rounds a product before it adds it."""
+        return {"BLOCK": self.block, "num_warps": 4, "enable_fp_fusion": False}
 
 
 PRODUCTION = Launch()
 
 
 @triton.jit(do_not_specialize=["rows"])
-def find_boundaries(key, starts, rows, BLOCK: tl.constexpr):
-    """Where sorted rows begin a trajectory (1) and a group (2^32 on top)."""
+def find_starts(key, starts, wrong, rows, BLOCK: tl.constexpr):
+    """1 in `starts` if a sorted row begins a trajectory; `wrong` is set unless its steps are 0, 1, 2, ..."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = i < rows
     now = tl.load(key + i, mask=live, other=0)
     before = tl.load(key + i - 1, mask=live & (i > 0), other=-1)
-    group = ((now >> _GROUP_SHIFT) != (before >> _GROUP_SHIFT)).to(tl.int64)
-    tl.store(starts + i, (group << 32) + ((now & _STEP_MASK) == 0).to(tl.int64), mask=live)
+    first = (now >> _STEP_BITS) != (before >> _STEP_BITS)
+    expected = tl.where(first, 0, (before & _STEP_MASK) + 1)
+    tl.store(starts + i, first.to(tl.int64), mask=live)
+    tl.store(wrong + i * 0, 1, mask=live & ((now & _STEP_MASK) != expected))
 
 
 @triton.jit(do_not_specialize=["rows"])
-def find_begins(key, numbered, begin, rows, BLOCK: tl.constexpr):
-    """Where every trajectory begins among the sorted rows."""
+def find_begins(starts, numbered, begin, rows, BLOCK: tl.constexpr):
+    """The first sorted row of every trajectory."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = i < rows
-    first = live & ((tl.load(key + i, mask=live, other=1) & _STEP_MASK) == 0)
-    trajectory = (tl.load(numbered + i, mask=first, other=1) & 0xFFFFFFFF) - 1
+    first = tl.load(starts + i, mask=i < rows, other=0) == 1
+    trajectory = tl.load(numbered + i, mask=first, other=1) - 1
     tl.store(begin + trajectory, i.to(tl.int64), mask=first)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def walk(
-    reward, penalty, order, numbered, begin, step_group, values, segment, rows,
-    GAMMA: tl.constexpr, EARLY: tl.constexpr, SINGLE: tl.constexpr, BLOCK: tl.constexpr,
+    reward, penalty, order, begin, score, discounted, rows,
+    GAMMA: tl.constexpr, IN_REWARD: tl.constexpr, FLOAT32: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Score forwards, returns backwards, along BLOCK trajectories; and the segment on either level."""
+    """Sum rewards forwards and discount them backwards along BLOCK trajectories."""
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     first = tl.load(begin + t, mask=t < rows, other=rows)
     length = tl.load(begin + t + 1, mask=t < rows, other=rows) - first
     longest = tl.max(length)
-    score = tl.zeros((BLOCK,), tl.float64)
+    total = tl.zeros((BLOCK,), tl.float64)
     for k in range(longest):
         live = k < length
         row = tl.load(order + first + k, mask=live, other=0)
-        score += _reward(reward, penalty, row, live, EARLY)
-    group = (tl.load(numbered + first, mask=length > 0, other=0) >> 32) - 1
+        total += _reward(reward, penalty, row, live, IN_REWARD)
     following = tl.zeros((BLOCK,), tl.float64)
     for k in range(longest):
         live = k < length
         row = tl.load(order + first + length - 1 - k, mask=live, other=0)
-        following = _reward(reward, penalty, row, live, EARLY) + following * GAMMA
-        late = 0.0 if EARLY else tl.load(penalty + row, mask=live, other=0.0)
-        tl.store(values + row, _rounded(score - late, SINGLE), mask=live)
-        tl.store(segment + row, group, mask=live)
-        if step_group is not None:
-            tl.store(values + rows + row, _rounded(following - late, SINGLE), mask=live)
-            tl.store(segment + rows + row, rows + tl.load(step_group + row, mask=live, other=0), mask=live)
+        following = _reward(reward, penalty, row, live, IN_REWARD) + following * GAMMA
+        of_row = 0.0 if IN_REWARD else tl.load(penalty + row, mask=live, other=0.0)
+        tl.store(score + row, _rounded(total - of_row, FLOAT32), mask=live)
+        tl.store(discounted + row, _rounded(following - of_row, FLOAT32), mask=live)
 
 
 @triton.jit
-def _reward(reward, penalty, row, live, EARLY: tl.constexpr):
+def _reward(reward, penalty, row, live, IN_REWARD: tl.constexpr):
     r = tl.load(reward + row, mask=live, other=0.0)
-    return r - tl.load(penalty + row, mask=live, other=0.0) if EARLY else r
+    return r - tl.load(penalty + row, mask=live, other=0.0) if IN_REWARD else r
 
 
 @triton.jit
-def _rounded(x, SINGLE: tl.constexpr):
-    return x.to(tl.float32).to(tl.float64) if SINGLE else x
+def _rounded(x, FLOAT32: tl.constexpr):
+    return x.to(tl.float32).to(tl.float64) if FLOAT32 else x
 
 
 @triton.jit
@@ -123,179 +122,130 @@ def _exponent(largest, count):
 
 
 @triton.jit
-def _members(step, values, i, rows, levels, BY_ROW: tl.constexpr):
-    """Whether element i enters the statistics, and its value."""
-    member = i < levels * rows
-    if not BY_ROW:
-        member &= (i >= rows) | (tl.load(step + i, mask=i < rows, other=1) == 0)
-    return member, tl.load(values + i, mask=member, other=0.0)
+def _members(values, group, member, i, rows):
+    """Whether row i enters the statistics, its value and its group."""
+    counts = i < rows
+    if member is not None:
+        counts &= tl.load(member + i, mask=counts, other=0) != 0
+    value = tl.load(values + i, mask=counts, other=0.0)
+    return counts, value, tl.load(group + i, mask=counts, other=0)
 
 
 @triton.jit
-def _extremes(bounds, segment, slots, mask):
-    low = _sortable(~tl.load(bounds + segment, mask=mask, other=-1)).to(tl.float64, bitcast=True)
-    high = _sortable(tl.load(bounds + slots + segment, mask=mask, other=0)).to(tl.float64, bitcast=True)
+def _extremes(bounds, g, rows, mask):
+    low = _sortable(~tl.load(bounds + g, mask=mask, other=-1)).to(tl.float64, bitcast=True)
+    high = _sortable(tl.load(bounds + rows + g, mask=mask, other=0)).to(tl.float64, bitcast=True)
     return low, high
 
 
 @triton.jit
-def _mean(bounds, sums, segment, slots, mask):
-    """Mean, the largest squared distance to it, and the number of members, of each segment."""
-    low, high = _extremes(bounds, segment, slots, mask)
-    count = tl.load(sums + segment, mask=mask, other=1).to(tl.float64)
-    total = tl.load(sums + slots + segment, mask=mask, other=0).to(tl.float64)
+def _mean(bounds, sums, g, rows, mask):
+    """Mean, the largest squared distance to it, and the number of members, of each group that has members."""
+    low, high = _extremes(bounds, g, rows, mask)
+    count = tl.load(sums + g, mask=mask, other=1).to(tl.float64)
+    total = tl.load(sums + rows + g, mask=mask, other=0).to(tl.float64)
     mean = low + total * _power_of_two(-_exponent(high - low, count)) / count
     above, below = high - mean, mean - low
     return mean, tl.maximum(above * above, below * below), count
 
 
-@triton.jit(do_not_specialize=["rows", "levels"])
-def find_extremes(
-    step, values, segment, bounds, sums, rows, levels, BY_ROW: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Smallest (as the largest complement), largest, and number of members of each segment."""
+@triton.jit(do_not_specialize=["rows"])
+def find_extremes(values, group, member, bounds, sums, rows, BLOCK: tl.constexpr):
+    """Smallest (as the largest complement), largest, and number of members of each group."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    member, value = _members(step, values, i, rows, levels, BY_ROW)
-    s = tl.load(segment + i, mask=member, other=0)
+    counts, value, g = _members(values, group, member, i, rows)
     bits = _sortable((value + 0.0).to(tl.int64, bitcast=True))
-    tl.atomic_max(bounds + s, ~bits, mask=member, sem="relaxed")
-    tl.atomic_max(bounds + levels * rows + s, bits, mask=member, sem="relaxed")
-    tl.atomic_add(sums + s, 1, mask=member, sem="relaxed")
-
-
-@triton.jit(do_not_specialize=["rows", "levels"])
-def sum_values(
-    step, values, segment, bounds, sums, rows, levels, BY_ROW: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Sums of the differences to the smallest member, in fixed point."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    slots = levels * rows
-    member, value = _members(step, values, i, rows, levels, BY_ROW)
-    s = tl.load(segment + i, mask=member, other=0)
-    low, high = _extremes(bounds, s, slots, member)
-    count = tl.load(sums + s, mask=member, other=1).to(tl.float64)
-    scaled = (value - low) * _power_of_two(_exponent(high - low, count))
-    tl.atomic_add(sums + slots + s, (scaled + 0.5).to(tl.int64), mask=member, sem="relaxed")
-
-
-@triton.jit(do_not_specialize=["rows", "levels"])
-def sum_squares(
-    step, values, segment, bounds, sums, rows, levels, BY_ROW: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Sums of the squared differences to the mean, in fixed point."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    slots = levels * rows
-    member, value = _members(step, values, i, rows, levels, BY_ROW)
-    s = tl.load(segment + i, mask=member, other=0)
-    mean, farthest, count = _mean(bounds, sums, s, slots, member)
-    scaled = (value - mean) * (value - mean) * _power_of_two(_exponent(farthest, count))
-    tl.atomic_add(sums + 2 * slots + s, (scaled + 0.5).to(tl.int64), mask=member, sem="relaxed")
-
-
-@triton.jit(do_not_specialize=["rows", "levels"])
-def compare(
-    values, segment, bounds, sums, episode, relative, total, rows, levels,
-    LEVEL: tl.constexpr, OMEGA: tl.constexpr, SCALE: tl.constexpr, EPSILON: tl.constexpr, DDOF: tl.constexpr,
-    LEAVE_ONE_OUT: tl.constexpr, KEEP_LONE: tl.constexpr, SINGLE: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """`reference.relative` on one level; level 0 leaves its float64 in `episode`, level 1 adds to that."""
-    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    live = i < rows
-    slots = levels * rows
-    s = tl.load(segment + LEVEL * rows + i, mask=live, other=0)
-    mean, farthest, count = _mean(bounds, sums, s, slots, live)
-    squares = tl.load(sums + 2 * slots + s, mask=live, other=0).to(tl.float64)
-    variance = squares * _power_of_two(-_exponent(farthest, count)) / tl.maximum(count - DDOF, 1.0)
-    std = _rounded(tl.sqrt(variance), SINGLE)
-    mean = _rounded(mean, SINGLE)
-    if KEEP_LONE:
-        mean = tl.where(count == 1.0, 0.0, mean)
-        std = tl.where(count == 1.0, 1.0, std)
-    result = tl.load(values + LEVEL * rows + i, mask=live, other=0.0) - mean
-    if LEAVE_ONE_OUT:
-        result *= count / tl.maximum(count - 1.0, 1.0)
-    if SCALE:
-        result /= std + EPSILON
-    tl.store(relative + i, result.to(tl.float32), mask=live)
-    if LEVEL == 0:
-        tl.store(episode + i, result, mask=live)
-    else:
-        result = tl.load(episode + i, mask=live, other=0.0) + result * OMEGA
-    tl.store(total + i, result.to(tl.float32), mask=live)
+    tl.atomic_max(bounds + g, ~bits, mask=counts, sem="relaxed")
+    tl.atomic_max(bounds + rows + g, bits, mask=counts, sem="relaxed")
+    tl.atomic_add(sums + g, 1, mask=counts, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["rows"])
-def spread(total, offsets, token, rows, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """The total of a row for each of its tokens, ROWS rows a program."""
-    first = tl.program_id(0) * ROWS
-    for row in range(first, tl.minimum(first + ROWS, rows)):
-        value = tl.load(total + row)
-        stop = tl.load(offsets + row + 1)
-        for begin in range(tl.load(offsets + row), stop, BLOCK):
-            at = begin + tl.arange(0, BLOCK)
-            tl.store(token + at, tl.zeros((BLOCK,), tl.float32) + value, mask=at < stop)
+def sum_values(values, group, member, bounds, sums, rows, BLOCK: tl.constexpr):
+    """Sums of the differences to the smallest member, in fixed point."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    counts, value, g = _members(values, group, member, i, rows)
+    low, high = _extremes(bounds, g, rows, counts)
+    count = tl.load(sums + g, mask=counts, other=1).to(tl.float64)
+    scaled = (value - low) * _power_of_two(_exponent(high - low, count))
+    tl.atomic_add(sums + rows + g, (scaled + 0.5).to(tl.int64), mask=counts, sem="relaxed")
 
 
-def hierarchical_advantage(
-    columns: Columns[Tensor], rules: Rules, launch: Launch = PRODUCTION
-) -> Levels[Tensor]:
-    """`reference.hierarchical_advantage`; values are trusted, since to check them is to wait for the GPU."""
-    offsets = columns.token_offsets
-    tokens = 0 if offsets is None else int(offsets[-1])  # first, while nothing is queued
-    rows, levels = len(columns.reward), 1 if columns.step_group is None else 2
-    result = torch.zeros(3, rows, dtype=torch.float32, device=columns.reward.device)
-    total, episode, step = result.unbind()
-    token = None if offsets is None else total.new_empty(tokens)
-    if rows:
-        meta = _by_row(launch)
-        values, segment = _values(columns, rules, levels, launch)
-        statistics = _statistics(columns.step, values, segment, rules.unit == "rows", launch)
-        exact = torch.empty_like(values[0])
-        for level, rule in enumerate((rules.episode, rules.step)[:levels]):
-            _launch(
-                compare, rows, launch.block,
-                values, segment, *statistics, exact, result[1 + level], total, rows, levels,
-                **_constants(level, rule, rules.omega), **meta,
-            )  # fmt: skip
-        if token is not None:
-            _launch(spread, rows, launch.filled, total, offsets, token, rows,
-                    ROWS=launch.filled, BLOCK=launch.tokens, num_warps=4)  # fmt: skip
-    return Levels(total, episode, step, token)
+@triton.jit(do_not_specialize=["rows"])
+def sum_squares(values, group, member, bounds, sums, rows, BLOCK: tl.constexpr):
+    """Sums of the squared differences to the mean, in fixed point."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    counts, value, g = _members(values, group, member, i, rows)
+    mean, farthest, count = _mean(bounds, sums, g, rows, counts)
+    scaled = (value - mean) * (value - mean) * _power_of_two(_exponent(farthest, count))
+    tl.atomic_add(sums + 2 * rows + g, (scaled + 0.5).to(tl.int64), mask=counts, sem="relaxed")
 
 
-def _values(columns: Columns[Tensor], rules: Rules, levels: int, launch: Launch) -> tuple[Tensor, Tensor]:
-    """Value and segment of every row on every level, [levels, N]; one sort puts rows in time order."""
-    rows = len(columns.reward)
-    block, meta = launch.block, _by_row(launch)
-    key = columns.group << TRAJECTORY_BITS | columns.trajectory
-    key, order = (key << STEP_BITS | columns.step).sort()
-    starts, begin = torch.empty_like(key), torch.full((rows + 1,), rows, device=key.device)
-    _launch(find_boundaries, rows, block, key, starts, rows, **meta)
-    numbered = starts.cumsum(0)
-    _launch(find_begins, rows, block, key, numbered, begin, rows, **meta)
-    values = torch.empty(levels, rows, dtype=torch.float64, device=key.device)
-    segment = torch.empty_like(values, dtype=torch.int64)
-    _launch(
-        walk, rows, launch.trajectories,
-        columns.reward, columns.penalty, order, numbered, begin, columns.step_group, values, segment, rows,
-        GAMMA=rules.gamma, EARLY=rules.penalty == "reward", SINGLE=rules.single,
-        BLOCK=launch.trajectories, num_warps=1, enable_fp_fusion=False,
-    )  # fmt: skip
-    return values, segment
+@triton.jit(do_not_specialize=["rows"])
+def compare(
+    values, group, bounds, sums, result, rows,
+    SCALE: tl.constexpr, EPSILON: tl.constexpr, DDOF: tl.constexpr,
+    LEAVE_ONE_OUT: tl.constexpr, KEEP_LONE: tl.constexpr, FLOAT32: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Each value relative to the statistics of its group."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    live = i < rows
+    g = tl.load(group + i, mask=live, other=0)
+    mean, farthest, count = _mean(bounds, sums, g, rows, live)
+    squares = tl.load(sums + 2 * rows + g, mask=live, other=0).to(tl.float64)
+    variance = squares * _power_of_two(-_exponent(farthest, count)) / tl.maximum(count - DDOF, 1.0)
+    std = _rounded(tl.sqrt(variance), FLOAT32)
+    mean = tl.where(count > 0.0, _rounded(mean, FLOAT32), 0.0)  # else NaN, and no squares were added
+    if KEEP_LONE:
+        mean = tl.where(count == 1.0, 0.0, mean)
+        std = tl.where(count == 1.0, 1.0, std)
+    value = tl.load(values + i, mask=live, other=0.0) - mean
+    if LEAVE_ONE_OUT:
+        value *= count / tl.maximum(count - 1.0, 1.0)
+    if SCALE:
+        value /= std + EPSILON
+    tl.store(result + i, value, mask=live)
 
 
-def _statistics(
-    step: Tensor, values: Tensor, segment: Tensor, by_row: bool, launch: Launch
+def returns(
+    steps: StepColumns[Tensor], gamma: float, penalty: Penalty, float32: bool, launch: Launch = PRODUCTION
 ) -> tuple[Tensor, Tensor]:
-    """Bounds [2, levels * N] and (count, sum, sum of squares) [3, levels * N] of every segment."""
-    levels, rows = values.shape
-    bounds = torch.full((2, levels * rows), -(1 << 63), dtype=torch.int64, device=values.device)
-    sums = torch.zeros(3, levels * rows, dtype=torch.int64, device=values.device)
-    meta = _by_row(launch)
-    for kernel in (find_extremes, sum_values, sum_squares):
-        _launch(kernel, levels * rows, launch.block, step, values, segment, bounds, sums, rows, levels,
-                BY_ROW=by_row, **meta)  # fmt: skip
-    return bounds, sums
+    """`reference.returns`: one sort brings rows into time order; waits once for the GPU."""
+    rows = len(steps.reward)
+    result = torch.empty(2, rows, dtype=torch.float64, device=steps.reward.device)
+    if rows:
+        key, order = (steps.trajectory << STEP_BITS | steps.step).sort()
+        starts, wrong = torch.empty_like(key), key.new_zeros(1)
+        begin = torch.full((rows + 1,), rows, device=key.device)
+        _launch(find_starts, rows, launch.block, key, starts, wrong, rows, **launch.by_row)
+        _launch(find_begins, rows, launch.block, starts, starts.cumsum(0), begin, rows, **launch.by_row)
+        _launch(
+            walk, rows, launch.trajectories,
+            steps.reward, steps.penalty, order, begin, result[0], result[1], rows,
+            GAMMA=gamma, IN_REWARD=penalty == "reward", FLOAT32=float32,
+            BLOCK=launch.trajectories, num_warps=1, enable_fp_fusion=False,
+        )  # fmt: skip
+        if wrong.item():
+            reference.timeline_of(steps.trajectory.cpu().numpy(), steps.step.cpu().numpy())  # raises
+    return result[0], result[1]
+
+
+def relative(
+    values: Tensor, group: Tensor, rule: Rule, member: Tensor | None = None, launch: Launch = PRODUCTION
+) -> Tensor:
+    """`reference.relative` in four launches."""
+    rows, result = len(values), torch.empty_like(values)
+    if rows:
+        bounds = torch.full((2, rows), -(1 << 63), dtype=torch.int64, device=values.device)
+        sums = torch.zeros(3, rows, dtype=torch.int64, device=values.device)  # count, sum, sum of squares
+        counted = None if member is None else member.view(torch.uint8)
+        for kernel in (find_extremes, sum_values, sum_squares):
+            _launch(kernel, rows, launch.block, values, group, counted, bounds, sums, rows, **launch.by_row)
+        _launch(
+            compare, rows, launch.block,
+            values, group, bounds, sums, result, rows, **_constants(rule), **launch.by_row,
+        )  # fmt: skip
+    return result
 
 
 def _launch(kernel: Any, items: int, block: int, *arguments: Any, **meta: Any) -> None:
@@ -303,53 +253,44 @@ def _launch(kernel: Any, items: int, block: int, *arguments: Any, **meta: Any) -
     kernel[(triton.cdiv(items, block),)](*arguments, **meta)
 
 
-def _by_row(launch: Launch) -> dict[str, Any]:
-    """Without fusion, because numpy rounds a product before it is added to something."""
-    return {"BLOCK": launch.block, "num_warps": 4, "enable_fp_fusion": False}
+def _constants(rule: Rule) -> dict[str, Any]:
+    return {name.upper(): value for name, value in asdict(rule).items()}
 
 
-def _constants(level: int, rule: Rule, omega: float) -> dict[str, Any]:
-    return {"LEVEL": level, "OMEGA": omega, **{name.upper(): value for name, value in asdict(rule).items()}}
-
-
-def _variants() -> tuple[Variant, ...]:
-    integers = ("key", "starts", "numbered", "begin", "order", "step_group", "step", "segment", "bounds",
-                "sums", "offsets")  # fmt: skip
+def variants() -> tuple[Variant, ...]:
+    """Every kernel as production launches it, and each rule."""
+    integers = ("key", "starts", "wrong", "numbered", "begin", "order", "group", "bounds", "sums")
     signature = {
         **dict.fromkeys(integers, "*i64"),
-        **dict.fromkeys(("reward", "penalty", "values", "episode"), "*fp64"),
-        **dict.fromkeys(("relative", "total", "token"), "*fp32"),
-        **dict.fromkeys(("rows", "levels"), "i32"),
+        **dict.fromkeys(("reward", "penalty", "score", "discounted", "values", "result"), "*fp64"),
+        "member": "*u8",
+        "rows": "i32",
     }
-    block, filled = {"BLOCK": PRODUCTION.block}, {"ROWS": PRODUCTION.filled, "BLOCK": PRODUCTION.tokens}
-    walked = {"BLOCK": PRODUCTION.trajectories, "GAMMA": 0.95, "EARLY": True, "SINGLE": False}
-    official = Rule(keep_lone=True, single=True)
+    block = {"BLOCK": PRODUCTION.block}
+    walked = {"BLOCK": PRODUCTION.trajectories, "GAMMA": 0.95, "IN_REWARD": True, "FLOAT32": False}
+    official = Rule(float32=True)
     rules = {
         "paper": Rule(),
         "paper_mean": Rule(scale=False),
-        "official": official,
-        "official_mean": replace(official, scale=False),
+        "official_task": replace(official, keep_lone=True),
+        "official_task_mean": replace(official, keep_lone=True, scale=False),
+        "official_anchor": official,
+        "official_anchor_mean": replace(official, scale=False),
         "rloo": Rule(scale=False, leave_one_out=True),
     }
     exact = partial(Variant, signature=signature, warps=4, stages=3, fusion=False)
-    levels = [(name, rule, level) for name, rule in rules.items() for level in (0, 1)][:-1]
     return (
-        exact("find_boundaries", find_boundaries, constants=block),
+        exact("find_starts", find_starts, constants=block),
         exact("find_begins", find_begins, constants=block),
         exact("walk", walk, constants=walked, warps=1),
-        exact("walk_one_level", walk, constants={**walked, "step_group": None}, warps=1),
-        exact("walk_official", walk, constants={**walked, "EARLY": False, "SINGLE": True}, warps=1),
+        exact("walk_official", walk, constants={**walked, "IN_REWARD": False, "FLOAT32": True}, warps=1),
         *(
-            exact(f"{kernel.fn.__name__}_{unit}", kernel, constants={**block, "BY_ROW": unit == "rows"})
+            exact(f"{kernel.fn.__name__}_{name}", kernel, constants={**block, **constants})
             for kernel in (find_extremes, sum_values, sum_squares)
-            for unit in ("trajectories", "rows")
+            for name, constants in (("rows", {"member": None}), ("members", {}))
         ),
         *(
-            exact(f"compare_{name}_{level}", compare, constants={**block, **_constants(level, rule, 1.0)})
-            for name, rule, level in levels  # RLOO has no step level
+            exact(f"compare_{name}", compare, constants={**block, **_constants(rule)})
+            for name, rule in rules.items()
         ),
-        exact("spread", spread, constants=filled, fusion=True),
     )
-
-
-VARIANTS = _variants()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,15 +10,15 @@ Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
 
-# Odd numbers without pattern, as in SplitMix64 and wyhash. Both halves of a WORD_KEY have their top bit set,
-# so no pair of token ids equals one, and no product is 0.
+# Odd constants without a pattern, as in SplitMix64 and wyhash. Both halves of a WORD_KEY have their top bit
+# set, so no pair of token ids equals one, and no product is 0.
 WORD_KEYS = (0x9E3779B9FF4A7C15, 0xE7037ED1A0B428DB)
 PLACE_FACTORS = (0xBF58476D1CE4E5B9, 0x8EBC6AF09C88C6E3)
 PLACE_KEYS = (0xA0761D6478BD642F, 0x589965CC75374CC3)
 LENGTH_FACTORS = (0x94D049BB133111EB, 0xC2B2AE3D27D4EB4F)
 FINAL_FACTOR = 0xD6E8FEB86659FD93
 CODE_FACTORS = (0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, 0xBF58476D1CE4E5B9)
-CHUNK = 1 << 15  # pairs of tokens at a time: what is computed stays in the cache
+CHUNK = 1 << 15  # pairs of tokens at a time: intermediate columns stay in the cache
 
 
 def hash_tokens(tokens: Int32, offsets: Int64) -> Int64:
@@ -48,7 +46,7 @@ def _unsigned(tokens: Int32) -> UInt64:
 
 
 def _fold(a: UInt64, b: UInt64) -> UInt64:
-    """The halves of the 128-bit product, one xor the other."""
+    """The two halves of the 128-bit product, xored."""
     half, low = np.uint64(32), np.uint64(0xFFFFFFFF)
     a0, a1, b0, b1 = a & low, a >> half, b & low, b >> half
     middle = a1 * b0 + (a0 * b0 >> half)
@@ -57,7 +55,7 @@ def _fold(a: UInt64, b: UInt64) -> UInt64:
 
 
 def _final(x: UInt64) -> UInt64:
-    """Every bit of the result depends on every bit of `x`, one to one."""
+    """Mix `x` one to one, so that every bit of the result depends on every bit of it."""
     for _ in range(2):
         x = (x ^ (x >> np.uint64(32))) * np.uint64(FINAL_FACTOR)
     return x ^ (x >> np.uint64(32))
@@ -66,8 +64,9 @@ def _final(x: UInt64) -> UInt64:
 def group_ids(task: Int64, keys: Int64) -> Int64:
     """The distinct pairs (`task` [N], `keys` [N, 2]) numbered in order of first appearance, [N] from 0.
 
-    Sorts one word a row: as many bits of a 64-bit code as fit beside the row's number. The whole key decides:
-    where two share a code, which one batch in hundreds does, all columns are sorted.
+    Sorts one 64-bit word per row: the row's number in the low bits, as many bits of a code of task and key as
+    fit above it. The whole key decides: if two keys share a code, as in one batch of hundreds, all columns
+    are sorted.
     """
     columns = (task.view(np.uint64), keys[:, 0].astype(np.uint64), keys[:, 1].astype(np.uint64))
     bits = np.uint64(max(len(task) - 1, 1).bit_length())
@@ -92,28 +91,10 @@ def _code(task: UInt64, high: UInt64, low: UInt64) -> UInt64:
 
 
 def _changes(columns: tuple[UInt64, ...], order: Int64) -> Bool:
-    """Where a sorted row differs from the one before it."""
+    """Whether each sorted row differs from the one before it."""
     changes = np.zeros(len(order), dtype=np.bool_)
     changes[:1] = True
     for column in columns:
         ranked = column[order]
         changes[1:] |= ranked[1:] != ranked[:-1]
     return changes
-
-
-def split_unequal(ids: Int64, equal: Callable[[Int64, Int64], Bool]) -> Int64:
-    """Exact groups from hashed `ids` [N]: rows that do not `equal` their group's first one leave it.
-
-    Those that leave a group make up one, to be compared in the next round. Numbered by first appearance.
-    """
-    exact, rows = ids.copy(), np.arange(len(ids))
-    while True:
-        _, first, index = np.unique(exact[rows], return_index=True, return_inverse=True)
-        leaders = rows[first][index]
-        follows = rows != leaders
-        rows, leaders = rows[follows], leaders[follows]
-        if not len(rows):
-            break
-        rows = rows[~equal(rows, leaders)]
-        exact[rows] += int(exact.max()) + 1
-    return group_ids(exact, np.zeros((len(ids), 2), dtype=np.int64))

@@ -1,7 +1,7 @@
 """Hashing and grouping of anchor states on the GPU, bit for bit as in `reference`.
 
-Tokens are split evenly over the programs, not segments, so one long segment fills the GPU as well as many
-short ones do. A segment's parts meet in integer sums, which no order of arrival can change.
+Tokens, not segments, are split evenly over the programs, so one long segment fills the GPU as well as many
+short ones do. A segment's parts are added up as integers, whose sum no order of arrival can change.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 from kernels.anchor import reference
 from kernels.aot import Variant
 
-_PAIRS, _WARPS = 128, 1  # of tokens at a time: a segment of 500 tokens takes two rounds of one warp
+_PAIRS, _WARPS = 128, 1  # pairs of tokens at a time: a segment of 500 tokens takes two rounds of one warp
 _PROGRAMS = 8192
-_SHARE = 1024  # tokens of a program at least
+_SHARE = 1024  # least number of tokens of a program
 _BLOCK = 512
 
 _WORD_0, _WORD_1 = (tl.constexpr(value) for value in reference.WORD_KEYS)
@@ -141,7 +141,7 @@ def _unequal(column, one, other, mask):
 
 @triton.jit(do_not_specialize=["rows"])
 def find_starts(task, keys, code, order, starts, clash, rows, BLOCK: tl.constexpr):
-    """1 in `starts` where a sorted row differs from the one before; `clash` is set if their codes don't."""
+    """1 in `starts` if a sorted row differs from the one before; `clash` is set if their codes do not."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     live = i < rows
     later = live & (i > 0)
@@ -178,7 +178,7 @@ def number(order, run, leader, appeared, ids, rows, BLOCK: tl.constexpr):
 def group_ids(task: Tensor, keys: Tensor, *, block: int = _BLOCK) -> Tensor:
     """`reference.group_ids` by one stable radix sort of 64-bit codes; waits once for the GPU.
 
-    Where two keys share a code (4e-9 of batches of 400,000 rows) three sorts order whole keys.
+    If two keys share a code (4e-9 of batches of 400,000 rows), three more sorts order whole keys.
     """
     rows, keys = len(task), keys.view(torch.int64)
     if not rows:
@@ -201,17 +201,19 @@ def group_ids(task: Tensor, keys: Tensor, *, block: int = _BLOCK) -> Tensor:
     return ids
 
 
-_COLUMNS = ("task", "keys", "code", "order", "starts", "clash", "run", "leader", "appears", "appeared", "ids",
-            "offsets", "sums")  # fmt: skip
-_SIGNATURE = {
-    **dict.fromkeys(_COLUMNS, "*i64"),
-    **dict.fromkeys(("share", "segments", "rows"), "i32"),
-    "tokens": "*i32",
-}
-VARIANTS = (
-    Variant("sum_tokens", sum_tokens, _SIGNATURE, {"PAIRS": _PAIRS}, _WARPS, 3),
-    *(
-        Variant(kernel.fn.__name__, kernel, _SIGNATURE, {"BLOCK": _BLOCK}, 4, 3)
-        for kernel in (finish, encode, find_starts, find_leaders, number)
-    ),
-)
+def variants() -> tuple[Variant, ...]:
+    """Every kernel as production launches it."""
+    columns = ("task", "keys", "code", "order", "starts", "clash", "run", "leader", "appears", "appeared",
+               "ids", "offsets", "sums")  # fmt: skip
+    signature = {
+        **dict.fromkeys(columns, "*i64"),
+        **dict.fromkeys(("share", "segments", "rows"), "i32"),
+        "tokens": "*i32",
+    }
+    return (
+        Variant("sum_tokens", sum_tokens, signature, {"PAIRS": _PAIRS}, _WARPS, 3),
+        *(
+            Variant(kernel.fn.__name__, kernel, signature, {"BLOCK": _BLOCK}, 4, 3)
+            for kernel in (finish, encode, find_starts, find_leaders, number)
+        ),
+    )

@@ -2,26 +2,27 @@
 
     logprob, entropy = linear_logprob(hidden, weight, target)   # a token's logits live and die in a tile
 
-`reference` materialises the logits and is what the others are measured against; `chunked` multiplies block by
-block with the library's product; `triton` fuses the product with the softmax statistics.
+`reference` materializes the logits and is what the others are measured against; `chunked` multiplies block by
+block with torch's matrix product; `triton` fuses the product with the softmax statistics. Derivation:
+kernels/README.md.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from kernels.logprob import reference
-from kernels.logprob.autograd import LinearLogProb, LogitsLogProb
+from kernels.logprob.autograd import LinearLogProb
 from kernels.logprob.statistics import Rows
 
-__all__ = ["Backend", "linear_logprob", "logits_logprob"]
+__all__ = ["LogprobBackend", "linear_logprob"]
 
-Backend = Literal["auto", "triton", "chunked", "reference"]
+LogprobBackend = Literal["auto", "triton", "chunked", "reference"]
 
 
 def linear_logprob(
@@ -34,7 +35,7 @@ def linear_logprob(
     vocab_size: int | None = None,
     group: dist.ProcessGroup | None = None,
     entropy: bool = True,
-    backend: Backend = "auto",
+    backend: LogprobBackend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of `target` and entropy of softmax(hidden @ weight.T / temperature).
 
@@ -45,13 +46,13 @@ def linear_logprob(
     float32 [T], differentiable in hidden and weight and the same bits on every rank; without `entropy` the
     second is empty. The gradient of hidden is this rank's part: the caller sums it over `group`.
 
-    Where weight has `main_grad` (megatron's data parallel buffers) its gradient is added there and autograd
+    If weight has `main_grad` (megatron's data-parallel buffers), its gradient is added there and autograd
     gets none; another use of the same weight, a tied embedding, adds its own as usual.
 
-    backend: `auto` is `triton` for bfloat16 on CUDA, else `chunked`. Raises ValueError where shapes,
-    types or options do not fit.
+    backend: `auto` is `triton` for bfloat16 on CUDA, else `chunked`. Raises ValueError if shapes, types or
+    options do not fit.
     """
-    _check_rows(hidden, target, temperature, vocab_size)
+    _check(hidden, target, temperature, vocab_size)
     if weight.dtype is not hidden.dtype or weight.shape[1:] != hidden.shape[1:]:
         raise ValueError(
             f"weight must be {hidden.dtype} [V, {hidden.shape[1]}] as hidden is, "
@@ -62,57 +63,23 @@ def linear_logprob(
             hidden, weight, target, temperature=temperature, vocab_start=vocab_start, vocab_size=vocab_size,
             group=group, entropy=entropy,
         )  # fmt: skip
-    rows = Rows.of(target, temperature, vocab_start, weight.shape[0], vocab_size, entropy)
-    result = LinearLogProb.apply(
-        hidden.contiguous(), weight.contiguous(), rows, _module(backend, hidden), group
-    )
-    assert result is not None
-    return result
-
-
-def logits_logprob(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    temperature: float | Tensor = 1.0,
-    vocab_start: int = 0,
-    vocab_size: int | None = None,
-    group: dist.ProcessGroup | None = None,
-    entropy: bool = True,
-    inplace_backward: bool = False,
-    backend: Backend = "auto",
-) -> tuple[Tensor, Tensor]:
-    """`linear_logprob` of float32 or 16-bit logits [T, V] that exist already; all else is the same.
-
-    With `inplace_backward` the gradient overwrites the logits, which nothing else may need by then; a second
-    backward raises RuntimeError.
-    """
-    _check_rows(logits, target, temperature, vocab_size)
-    if backend == "reference":
-        return reference.logits_logprob(
-            logits, target, temperature=temperature, vocab_start=vocab_start, vocab_size=vocab_size,
-            group=group, entropy=entropy,
-        )  # fmt: skip
-    rows = Rows.of(target, temperature, vocab_start, logits.shape[1], vocab_size, entropy)
-    result = LogitsLogProb.apply(logits.contiguous(), rows, _module(backend, logits), group, inplace_backward)
-    assert result is not None
-    return result
-
-
-def _module(backend: str, matrix: Tensor) -> Any:
     if backend == "auto":
-        backend = "triton" if matrix.is_cuda and matrix.dtype is torch.bfloat16 else "chunked"
+        backend = "triton" if hidden.is_cuda and hidden.dtype is torch.bfloat16 else "chunked"
     if backend not in ("triton", "chunked"):
         raise ValueError(f"backend {backend!r} is none of auto, triton, chunked, reference")
-    return import_module(f"kernels.logprob.{backend}")
+    kernels = import_module(f"kernels.logprob.{backend}")
+    rows = Rows.of(target, temperature, vocab_start, weight.shape[0], vocab_size, entropy)
+    result = LinearLogProb.apply(hidden.contiguous(), weight.contiguous(), rows, kernels, group)
+    assert result is not None
+    return result
 
 
-def _check_rows(matrix: Tensor, target: Tensor, temperature: float | Tensor, vocab_size: int | None) -> None:
-    """Raise ValueError unless `matrix` [T, ...] is a float matrix whose rows the others fit."""
-    if matrix.dim() != 2 or not matrix.is_floating_point():
-        raise ValueError(f"expected a float matrix [T, ...], got {matrix.dtype} {list(matrix.shape)}")
-    if target.dtype is not torch.int64 or target.shape != matrix.shape[:1]:
-        raise ValueError(f"target must be int64 [{len(matrix)}], got {target.dtype} {list(target.shape)}")
+def _check(hidden: Tensor, target: Tensor, temperature: float | Tensor, vocab_size: int | None) -> None:
+    """Raise ValueError unless `hidden` is a float matrix [T, H] and the others fit its rows."""
+    if hidden.dim() != 2 or not hidden.is_floating_point():
+        raise ValueError(f"hidden must be a float matrix [T, H], got {hidden.dtype} {list(hidden.shape)}")
+    if target.dtype is not torch.int64 or target.shape != hidden.shape[:1]:
+        raise ValueError(f"target must be int64 [{len(hidden)}], got {target.dtype} {list(target.shape)}")
     if isinstance(temperature, Tensor):
         if temperature.shape != target.shape:
             raise ValueError(

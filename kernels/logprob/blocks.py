@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kernels.logprob.statistics import Rows
 
-ALIGN = 256  # blocks begin where tiles do, and where descriptors may point
+ALIGN = 256  # blocks begin at tiles, and at addresses that descriptors may have
 
 DLogits = Callable[[Tensor, Tensor, Rows, Tensor], Tensor]
 """(hidden [t, H], weight [v, H], rows, slopes [4, t]) -> d_logits [t, v]."""
@@ -20,7 +20,7 @@ def block_shape(tokens: int, elements: int, whole: bool = False) -> tuple[int, i
     """(tokens, columns) of a block of about `elements` logits: square, or of all tokens if `whole`.
 
     Backward reads and writes d_hidden once per slice of the vocabulary and d_weight once per block of
-    tokens, so its traffic goes with 1 / columns + 1 / tokens, which is least in a square.
+    tokens, so its traffic is proportional to 1 / columns + 1 / tokens, which is least for a square.
     """
     count = 1 if whole else max(1, -(-tokens // isqrt(elements)))
     height = -(-tokens // count)
@@ -55,9 +55,9 @@ def gradients(
     hidden: Tensor, weight: Tensor, rows: Rows, slopes: Tensor,
     d_hidden: Tensor | None, d_weight: Tensor | None, *, elements: int, d_logits: DLogits,
 ) -> None:  # fmt: skip
-    """Write d_hidden [T, H] and add to d_weight [V, H], where given, one block of d_logits after another.
+    """Write d_hidden [T, H] and add to d_weight [V, H], if given, one block of d_logits after another.
 
-    Each row of a d_weight of less than float32 is added to only once, lest every block round it anew.
+    Each row of a d_weight of less than float32 is added to only once, because every addition rounds it.
     """
     whole = d_weight is not None and d_weight.dtype is not torch.float32
     height, width = block_shape(len(hidden), elements, whole)

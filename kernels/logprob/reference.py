@@ -1,4 +1,4 @@
-"""Linear log-prob in plain torch: float32 logits of the whole call. The oracle of the other backends."""
+"""Linear log-prob in plain torch with float32 logits of all tokens: what other backends must agree with."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _VocabularyLogProb(torch.autograd.Function):
         return d_logits, None, None, None
 
 
-_FLOOR = -1e30  # keeps 0 * -inf out of the entropy where padded columns are masked
+_FLOOR = -1e30  # keeps 0 * -inf, of masked padding, out of the entropy
 
 
 def _sum_in_rank_order(value: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -66,23 +66,12 @@ def linear_logprob(
     vocab_start: int = 0, vocab_size: int | None = None, group: dist.ProcessGroup | None = None,
     entropy: bool = True,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As `kernels.logprob.linear_logprob`."""
+    """What `kernels.logprob.linear_logprob` documents."""
     logits = hidden.float() @ weight.float().T
-    return logits_logprob(
-        logits, target, temperature=temperature, vocab_start=vocab_start, vocab_size=vocab_size, group=group,
-        entropy=entropy,
-    )  # fmt: skip
-
-
-def logits_logprob(
-    logits: Tensor, target: Tensor, *, temperature: float | Tensor = 1.0, vocab_start: int = 0,
-    vocab_size: int | None = None, group: dist.ProcessGroup | None = None, entropy: bool = True,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As `kernels.logprob.logits_logprob`, never in place."""
-    scaled = logits.float() / (temperature[:, None] if isinstance(temperature, Tensor) else temperature)
-    if vocab_size is not None and vocab_start + scaled.shape[1] > vocab_size:
-        padding = torch.arange(scaled.shape[1], device=scaled.device) + vocab_start >= vocab_size
-        scaled = scaled.masked_fill(padding, -torch.inf)
-    result = _VocabularyLogProb.apply(scaled, target, vocab_start, group)
+    logits = logits / (temperature[:, None] if isinstance(temperature, Tensor) else temperature)
+    if vocab_size is not None and vocab_start + logits.shape[1] > vocab_size:
+        padding = torch.arange(logits.shape[1], device=logits.device) + vocab_start >= vocab_size
+        logits = logits.masked_fill(padding, -torch.inf)
+    result = _VocabularyLogProb.apply(logits, target, vocab_start, group)
     assert result is not None
     return result if entropy else (result[0], result[1].new_empty(0))

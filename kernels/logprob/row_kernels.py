@@ -1,13 +1,43 @@
-"""Triton kernels over rows of logits that exist: their softmax statistics and their gradient."""
+"""Triton kernels over rows of logits in memory: their softmax statistics and their gradient."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from kernels.logprob.statistics import FLOOR
+from kernels.logprob.statistics import FLOOR, Rows
 
 _FLOOR = tl.constexpr(FLOOR)
+META: dict[str, Any] = {"BLOCK": 4096, "num_warps": 8}
+
+
+def statistics(logits: Tensor, rows: Rows) -> Tensor:
+    """Statistics [4, t] of float32 logits [t, v], of which `rows.columns` are real."""
+    tokens = len(logits)
+    result = logits.new_empty(4, tokens, dtype=torch.float32)
+    if tokens:
+        meta: dict[str, Any] = META | {"ENTROPY": rows.entropy}
+        row_statistics[(tokens,)](
+            logits, rows.scale, rows.target, result, tokens, rows.columns, logits.stride(0), **meta
+        )
+    return result
+
+
+def gradients(logits: Tensor, rows: Rows, slopes: Tensor, dtype: torch.dtype) -> Tensor:
+    """d_logits [t, v] of float32 logits in `dtype`, 0 for columns that are not real."""
+    tokens, end = logits.shape
+    out = torch.empty_like(logits, dtype=dtype)
+    if tokens:
+        meta: dict[str, Any] = META | {"ENTROPY": rows.entropy}
+        row_gradients[(tokens, triton.cdiv(end, META["BLOCK"]))](
+            logits, rows.scale, rows.target, slopes, out, rows.columns, end, logits.stride(0),
+            slopes.stride(0), out.stride(0), **meta,
+        )  # fmt: skip
+    return out
 
 
 @triton.jit(do_not_specialize=["n_tokens", "n_columns"])
@@ -23,7 +53,7 @@ def row_statistics(
     for first in range(0, n_columns, BLOCK):
         column = first + tl.arange(0, BLOCK)
         x = tl.load(logits + row * stride + column, mask=column < n_columns, other=_FLOOR).to(tl.float32)
-        # A caller may have masked logits with -inf, of which 0 * x would be NaN.
+        # Finite for -inf, too, of which 0 * x would be NaN.
         x = tl.maximum(x * s, _FLOOR)
         top = tl.maximum(peak, tl.max(x, 0))
         below = peak - top
@@ -48,7 +78,7 @@ def row_gradients(
     logits, scale, target, slopes, out, n_columns, end, stride, slopes_stride, out_stride,
     BLOCK: tl.constexpr, ENTROPY: tl.constexpr,
 ):  # fmt: skip
-    """out [T, end], which may be logits: their gradient by slopes [4, T], 0 from column n_columns on."""
+    """out [T, end]: the gradient of logits by slopes [4, T], 0 from column n_columns on."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = column < n_columns

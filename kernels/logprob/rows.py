@@ -1,4 +1,4 @@
-"""Softmax statistics and gradients of rows of logits in torch; they overwrite the logits they are given."""
+"""Softmax statistics and gradients of rows of logits in torch; both overwrite the logits they are given."""
 
 from __future__ import annotations
 
@@ -20,16 +20,14 @@ def statistics(logits: Tensor, rows: Rows) -> Tensor:
     return torch.stack([peak, total, moment, label])
 
 
-def gradients(logits: Tensor, rows: Rows, slopes: Tensor) -> Tensor:
-    """d_logits of float32 logits [t, v], none of them padding, in their place."""
+def gradients(logits: Tensor, rows: Rows, slopes: Tensor, dtype: torch.dtype) -> Tensor:
+    """d_logits of float32 logits [t, v], none of them padding, in their place: float32, whatever `dtype`."""
     log_sum, one, constant, slope = slopes[:, :, None]
     x = logits.mul_(rows.scale[:, None]).sub_(log_sum)
     weight = x.exp2()
     torch.mul(weight, x.mul_(slope).add_(constant) if rows.entropy else constant, out=x)
     held, column = _held(rows)
-    at = held.nonzero()[:, 0]
-    x[at, column[at]] += one[at, 0]
-    return x
+    return x.scatter_add_(1, column[:, None], one.where(held[:, None], 0.0))
 
 
 def _held(rows: Rows) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
-"""What a row of logits leaves behind: four numbers per token, mergeable over tiles, slices and ranks.
+"""Softmax statistics of a row of logits: four numbers per token, mergeable over tiles, slices and ranks.
 
 Everything is in base 2, because the hardware's exponential is: x = logit * log2(e) / temperature. Per token a
 part of the vocabulary gives `peak` = max x, `total` = sum 2^(x - peak), `moment` = sum 2^(x - peak)
-(x - peak) and `label` = x of the target, -inf where this part does not hold it.
+(x - peak) and `label` = x of the target, -inf if this part does not hold it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Rows:
     """The tokens of a call, as seen by one shard of the vocabulary."""
 
     scale: Tensor  # float32 [T], log2(e) / temperature
-    target: Tensor  # int64 [T], column of this shard; outside [0, columns) where another rank holds it
-    columns: int  # real columns of this shard; those behind them are padding
+    target: Tensor  # int64 [T], column of this shard; outside [0, columns) if another rank holds it
+    columns: int  # real columns of this shard; the others, after them, are padding
     entropy: bool
 
     @classmethod
@@ -72,17 +72,16 @@ def merge(parts: Tensor) -> Tensor:
 def merge_ranks(statistics: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Statistics [4, T] of the whole vocabulary from one gather; the same bits on every rank."""
     parts = statistics.new_empty(dist.get_world_size(group), *statistics.shape)
-    dist.all_gather_into_tensor(
-        parts.flatten(0, 1), statistics.contiguous(), group
-    )  # gloo knows no [ranks, ...]
+    # gloo does not support an output of [ranks, ...].
+    dist.all_gather_into_tensor(parts.flatten(0, 1), statistics.contiguous(), group)
     return merge(parts)
 
 
 def finish(statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(log-probability [T], entropy [T], log2 of the sum of exponentials [2, T]) from statistics [4, T].
 
-    A log-probability is at most 0: a label logit rounded up beside its sum cannot make it positive. The sum
-    comes as its rounded value and what rounding took.
+    A log-probability is at most 0: a label logit that was rounded up cannot make it positive. The sum is its
+    rounded value and the rounding error.
     """
     peak, total, moment, label = statistics
     log_total = total.log2()
@@ -99,8 +98,9 @@ def slopes(
 
     With y = x - log_sum, d_logit = one * [column is the target] + 2^y (constant + slope * y). That is the
     derivative of d_logprob * log p(target) + d_entropy * entropy, whose softmax part is
-    -p (d_logprob + d_entropy (log p + entropy)) / temperature. Rows lose their entropy where the slope is 0.
-    What rounding took from log_sum [2, T] is made up for in the factors: it costs nothing per logit.
+    -p (d_logprob + d_entropy (log p + entropy)) / temperature. Without d_entropy (no loss reads the entropy)
+    the slope is 0 and the rows returned are without entropy, which saves its part. The rounding error of
+    log_sum [2, T] is corrected in the factors, at no cost per logit.
     """
     log_sum, rest = log_sum
     one = slope = torch.zeros_like(log_sum)

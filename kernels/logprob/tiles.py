@@ -1,7 +1,7 @@
-"""Triton kernels that multiply hidden states with the vocabulary and keep only what a tile of logits leaves.
+"""Triton kernels that multiply hidden states with the vocabulary and keep statistics of every tile of logits.
 
 Persistent: each program takes one tile [ROWS tokens, COLUMNS of the vocabulary] after another, in an order
-that lets neighbours share operands in the L2 cache. The float32 accumulator never leaves the registers. Its
+that lets neighbors share operands in the L2 cache. The float32 accumulator never leaves the registers. Its
 statistics are taken in two halves of the columns, which keeps the registers within their limit.
 """
 
@@ -13,7 +13,7 @@ import triton.language as tl
 from kernels.logprob.statistics import FLOOR
 
 _FLOOR = tl.constexpr(FLOOR)
-_DYNAMIC = ["n_tokens", "n_columns"]  # else every size of batch would compile anew
+_DYNAMIC = ["n_tokens", "n_columns"]  # else every batch size would be compiled again
 
 
 @triton.jit
@@ -67,7 +67,7 @@ def _statistics(logits, scale, column, n_columns, C: tl.constexpr, ENTROPY: tl.c
     x = tl.where(real[None, :], logits * scale[:, None], _FLOOR)
     peak = tl.max(x, 1)
     x = x - peak[:, None]
-    # A half of padding alone has its peak at _FLOOR; merging gives it the weight 0.
+    # A half that is all padding has its peak at _FLOOR; merging gives it the weight 0.
     weight = tl.exp2(x)
     moment = tl.sum(weight * x, 1) if ENTROPY else tl.zeros_like(peak)
     return peak, tl.sum(weight, 1), moment
@@ -146,7 +146,7 @@ def merge_tiles(
 
 @triton.jit(do_not_specialize=["n_columns"])
 def label_logits(hidden, weight, scale, target, label, n_columns, width, DEPTH: tl.constexpr):
-    """label: the target's scaled logit as a float32 dot product, -inf where another rank has it."""
+    """label: the target's scaled logit as a float32 dot product, -inf if another rank has it."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.load(target + row)
     held = (column >= 0) & (column < n_columns)

@@ -19,13 +19,11 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.aot import Variant
 from kernels.logprob import blocks
+from kernels.logprob.row_kernels import META as ROW
 from kernels.logprob.row_kernels import row_gradients, row_statistics
 from kernels.logprob.statistics import Rows
 from kernels.logprob.tiles import label_logits, merge_tiles, tile_gradients, tile_statistics
-
-ELEMENTS = (
-    3 << 25
-)  # of a block of d_logits: 192 MiB in bfloat16, which is what backward takes beside d_hidden
+from kernels.sizes import TRITON_ELEMENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +49,11 @@ BACKWARD = {
     90: Tile(128, 256, 64, 3, 8, 8, tma=True),
     100: Tile(128, 256, 64, 3, 8, 8, tma=True),
 }
-INTERPRETED = Tile(16, 64, 32, 2, 2, 4, tma=True)  # tests only: the interpreter takes its time by the element
+INTERPRETED = Tile(16, 64, 32, 2, 2, 4, tma=True)  # tests only: the interpreter is slow per element
 INTERPRETED_PROGRAMS = 3
 
 MERGE: dict[str, int] = {"TOKENS": 32, "PARTS": 32, "num_warps": 4}
 LABEL: dict[str, int] = {"DEPTH": 1024, "num_warps": 4}
-ROW: dict[str, int] = {"BLOCK": 4096, "num_warps": 8}
 
 
 def statistics(hidden: Tensor, weight: Tensor, rows: Rows) -> Tensor:
@@ -90,31 +87,10 @@ def gradients(
     hidden: Tensor, weight: Tensor, rows: Rows, slopes: Tensor,
     d_hidden: Tensor | None, d_weight: Tensor | None,
 ) -> None:  # fmt: skip
-    """Write d_hidden [T, H] and add to d_weight [V, H], where they are given."""
-    blocks.gradients(hidden, weight, rows, slopes, d_hidden, d_weight, elements=ELEMENTS, d_logits=_d_logits)
-
-
-def logits_statistics(logits: Tensor, rows: Rows) -> Tensor:
-    """Statistics [4, T] of logits [T, V], which stay as they are."""
-    result = logits.new_empty(4, len(logits), dtype=torch.float32)
-    if len(logits):
-        _launch(
-            row_statistics, (len(logits),),
-            logits, rows.scale, rows.target, result, len(logits), rows.columns, logits.stride(0), **ROW,
-            ENTROPY=rows.entropy,
-        )  # fmt: skip
-    return result
-
-
-def logits_gradients(logits: Tensor, rows: Rows, slopes: Tensor, out: Tensor) -> None:
-    """Write d_logits [T, V] to `out`, which may be `logits`."""
-    tokens, end = logits.shape
-    if tokens:
-        _launch(
-            row_gradients, (tokens, _pieces(end, ROW["BLOCK"])),
-            logits, rows.scale, rows.target, slopes, out, rows.columns, end, logits.stride(0),
-            slopes.stride(0), out.stride(0), **ROW, ENTROPY=rows.entropy,
-        )  # fmt: skip
+    """Write d_hidden [T, H] and add to d_weight [V, H], if they are given."""
+    blocks.gradients(
+        hidden, weight, rows, slopes, d_hidden, d_weight, elements=TRITON_ELEMENTS, d_logits=_d_logits
+    )
 
 
 def _d_logits(hidden: Tensor, weight: Tensor, rows: Rows, slopes: Tensor) -> Tensor:
@@ -139,7 +115,7 @@ def _check(matrix: Tensor) -> None:
 
 
 def _tile(table: dict[int, Tile], hidden: Tensor, weight: Tensor) -> Tile:
-    """This device's tile; where rows do not begin at 16 bytes, descriptors cannot point at them."""
+    """This device's tile; without descriptors if rows are not aligned to 16 bytes."""
     tile = INTERPRETED
     if hidden.is_cuda:
         major = torch.cuda.get_device_capability(hidden.device)[0]
@@ -156,7 +132,7 @@ def _source(matrix: Tensor, rows: int, columns: int, tile: Tile) -> Any:
 
 
 def _programs(tokens: int, columns: int, tile: Tile, device: torch.device) -> tuple[int]:
-    """One program per multiprocessor, or per tile where there are fewer."""
+    """One program per multiprocessor, or per tile if there are fewer."""
     tiles = _pieces(tokens, tile.rows) * _pieces(columns, tile.columns)
     if device.type != "cuda":
         return (min(tiles, INTERPRETED_PROGRAMS),)
@@ -168,7 +144,7 @@ def _pieces(size: int, step: int) -> int:
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **meta: Any) -> None:
-    """What a checker of types does not know Triton's kernels to do."""
+    """`kernel[grid](...)`, which type checkers do not know of Triton's kernels."""
     kernel[grid](*arguments, **meta)
 
 
@@ -194,7 +170,7 @@ _TILE_SIGNATURE: dict[str, str] = {
 
 
 def _tile_variants(kernel: Any, table: dict[int, Tile]) -> Iterator[Variant]:
-    """A product kernel on each architecture, and by pointers where rows are not aligned."""
+    """A product kernel for each architecture, and with pointers for rows that are not aligned."""
     cases: list[tuple[str, Tile, tuple[int, ...], tuple[str, ...]]] = [
         (f"sm_{sm}", tile, (sm,), ("width", "out_stride")) for sm, tile in table.items()
     ]
@@ -224,34 +200,19 @@ def _variant(
     )  # fmt: skip
 
 
-def _variants() -> Iterator[Variant]:
-    """Every kernel as production launches it: bfloat16 products, rows of float32 or bfloat16 logits."""
+def variants() -> Iterator[Variant]:
+    """Every kernel as production launches it: bfloat16 products, and rows of float32 logits."""
     yield from _tile_variants(tile_statistics, FORWARD)
     yield from _tile_variants(tile_gradients, BACKWARD)
-    shared = _TILE_SIGNATURE | {
-        "statistics": "*fp32",
-        "label": "*fp32",
-        "n_parts": "i32",
-        "end": "i32",
-        "stride": "i32",
-    }
+    shared = _TILE_SIGNATURE | dict.fromkeys(("statistics", "label", "logits"), "*fp32")
+    shared |= dict.fromkeys(("n_parts", "end", "stride"), "i32")
     yield _variant("label_logits", label_logits, shared, LABEL, ("width",))
     for entropy in (True, False):
         name, meta = " entropy" if entropy else "", {"ENTROPY": entropy}
         yield _variant("merge_tiles" + name, merge_tiles, shared, MERGE | meta, ())
-        for logits, out in (("fp32", "bf16"), ("fp32", "fp32"), ("bf16", "bf16")):
-            signature = shared | {"logits": f"*{logits}", "out": f"*{out}"}
-            if logits == out:
-                yield _variant(
-                    f"row_statistics {logits}{name}", row_statistics, signature, ROW | meta, ("stride",)
-                )
+        yield _variant(f"row_statistics fp32{name}", row_statistics, shared, ROW | meta, ("stride",))
+        for out in ("bf16", "fp32"):
+            signature, strides = shared | {"out": f"*{out}"}, ("stride", "out_stride")
             yield _variant(
-                f"row_gradients {logits} to {out}{name}",
-                row_gradients,
-                signature,
-                ROW | meta,
-                ("stride", "out_stride"),
+                f"row_gradients fp32 to {out}{name}", row_gradients, signature, ROW | meta, strides
             )
-
-
-VARIANTS = tuple(_variants())

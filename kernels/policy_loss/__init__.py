@@ -10,11 +10,11 @@ from typing import Literal
 from torch import Tensor
 
 from kernels.policy_loss import reference
-from kernels.policy_loss.reference import DIVERGENCES, Divergence
+from kernels.policy_loss.reference import DIVERGENCES, SURROGATES, Divergence, Surrogate
 
-__all__ = ["Backend", "Divergence", "policy_loss"]
+__all__ = ["Divergence", "LossBackend", "Surrogate", "policy_loss"]
 
-Backend = Literal["auto", "triton", "reference"]
+LossBackend = Literal["auto", "triton", "reference"]
 
 
 def policy_loss(
@@ -32,19 +32,23 @@ def policy_loss(
     entropy: Tensor | None = None,
     entropy_coef: float = 0.0,
     row_log_ratio: Tensor | None = None,
-    backend: Backend = "auto",
+    surrogate: Surrogate = "ppo",
+    backend: LossBackend = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`sum_t weight_t (surrogate_t + kl_coef KL_t - entropy_coef H_t)`, and sums of metrics.
 
     All tensors are [T] float, and [] are returned; `weight` is 0 on padding, whatever the other tensors hold
     there. The surrogate is `max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))` of the ratio r = exp(logprob
     - old_logprob), and for A < 0 at most `-A dual_clip`; with `row_log_ratio`, r = exp(row_log_ratio) with
-    the gradient of the token's own log-prob (GSPO). Differentiable in `logprob` and `entropy`.
+    the gradient of the token's own log-prob (GSPO). With `surrogate` "cispo" it is `-A c logprob`, where the
+    clipped ratio c has no gradient (MiniMax-M1, arXiv 2506.13585, Eq. 4 and 5) and `dual_clip` plays no part.
+    Differentiable in `logprob` and `entropy`.
 
-    Metrics are detached: `policy_loss` (the weighted surrogate), and as sums over tokens of weight > 0
-    `clip_fraction`, `dual_clip_fraction`, `approx_kl` (k1, old to new), and where given `reference_kl` and
-    `entropy`. `auto` runs Triton (float32, the same bits in every run) on CUDA tensors and torch elsewhere.
-    Raises ValueError if shapes differ or a term has a coefficient but no tensor.
+    Metrics are detached sums: `surrogate_sum` is weighted; over the tokens of weight > 0 are the counts
+    `clipped_tokens` (with "cispo", of ratios out of bounds) and `dual_clipped_tokens`, `approx_kl_sum` (k1,
+    old to new), and if their tensors are given `reference_kl_sum` and `entropy_sum`. `auto` runs Triton
+    (float32, the same bits in every run) on CUDA tensors and torch on others. Raises ValueError if shapes
+    differ or a term has a coefficient but no tensor.
     """
     optional = {"ref_logprob": ref_logprob, "entropy": entropy, "row_log_ratio": row_log_ratio}
     _check(logprob, {"old_logprob": old_logprob, "advantage": advantage, "weight": weight} | optional)
@@ -54,6 +58,8 @@ def policy_loss(
         raise ValueError(f"entropy_coef {entropy_coef} needs entropy: give it or set entropy_coef to 0")
     if kl_estimator not in DIVERGENCES:
         raise ValueError(f"kl_estimator must be one of {', '.join(DIVERGENCES)}, got {kl_estimator!r}")
+    if surrogate not in SURROGATES:
+        raise ValueError(f"surrogate must be one of {', '.join(SURROGATES)}, got {surrogate!r}")
     if backend == "reference" or (backend == "auto" and not logprob.is_cuda):
         compute = reference.policy_loss
     else:
@@ -63,7 +69,7 @@ def policy_loss(
     return compute(
         logprob, old_logprob, advantage, weight, clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip,
         ref_logprob=ref_logprob, kl_coef=kl_coef, kl_estimator=kl_estimator, entropy=entropy,
-        entropy_coef=entropy_coef, row_log_ratio=row_log_ratio,
+        entropy_coef=entropy_coef, row_log_ratio=row_log_ratio, surrogate=surrogate,
     )  # fmt: skip
 
 

@@ -9,8 +9,10 @@ from torch import Tensor
 
 Divergence = Literal["k1", "abs", "k2", "k3"]
 DIVERGENCES: tuple[Divergence, ...] = get_args(Divergence)
+Surrogate = Literal["ppo", "cispo"]
+SURROGATES: tuple[Surrogate, ...] = get_args(Surrogate)
 
-# Where exp() overflows, the zero gradient of a clip becomes 0 * inf = NaN. No clip is anywhere near e^20.
+# If exp() overflows, the zero gradient of a clip becomes 0 * inf = NaN. No clip is anywhere near e^20.
 MAX_LOG_RATIO = 20.0
 MAX_ROW_LOG_RATIO = 10.0  # of a whole row's mean, as verl's
 MAX_K3 = 10.0
@@ -31,6 +33,7 @@ def policy_loss(
     entropy: Tensor | None = None,
     entropy_coef: float = 0.0,
     row_log_ratio: Tensor | None = None,
+    surrogate: Surrogate = "ppo",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """What `kernels.policy_loss.policy_loss` documents, in the precision of its arguments."""
     live = (weight > 0).to(logprob.dtype)
@@ -38,21 +41,26 @@ def policy_loss(
     ratio = log_ratio
     if row_log_ratio is not None:
         ratio = (logprob - logprob.detach() + row_log_ratio).clamp(max=MAX_ROW_LOG_RATIO)
-    surrogate, clipped, bounded = clipped_surrogate(ratio, advantage, clip_low, clip_high, dual_clip)
-    loss = _total(surrogate, weight)
+    if surrogate == "cispo":
+        shown = torch.where(live > 0, logprob, 0.0)
+        losses, clipped = weighted_logprob(ratio, shown, advantage, clip_low, clip_high)
+        bounded = torch.zeros_like(clipped)
+    else:
+        losses, clipped, bounded = clipped_surrogate(ratio, advantage, clip_low, clip_high, dual_clip)
+    loss = _total(losses, weight)
     metrics = {
-        "policy_loss": loss.detach(),
-        "clip_fraction": _total(clipped, live),
-        "dual_clip_fraction": _total(bounded, live),
-        "approx_kl": -log_ratio.detach().sum(),
+        "surrogate_sum": loss.detach(),
+        "clipped_tokens": _total(clipped, live),
+        "dual_clipped_tokens": _total(bounded, live),
+        "approx_kl_sum": -log_ratio.detach().sum(),
     }
     if ref_logprob is not None:
         divergence = kl_divergence(logprob, ref_logprob, kl_estimator)
         loss = loss + kl_coef * _total(divergence, weight)
-        metrics["reference_kl"] = _total(divergence.detach(), live)
+        metrics["reference_kl_sum"] = _total(divergence.detach(), live)
     if entropy is not None:
         loss = loss - entropy_coef * _total(entropy, weight)
-        metrics["entropy"] = _total(entropy.detach(), live)
+        metrics["entropy_sum"] = _total(entropy.detach(), live)
     return loss, metrics
 
 
@@ -61,7 +69,7 @@ def clipped_surrogate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high))`, and for A < 0 at most `-A dual_clip`.
 
-    Returns the loss [T], and as bool [T] where the clip decided and where the dual clip did (verl's
+    Returns the loss [T], and as bool [T] whether the clip and whether the dual clip decided it (verl's
     `compute_policy_loss`). Log-ratios beyond +-20 are clamped.
     """
     ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
@@ -74,6 +82,18 @@ def clipped_surrogate(
         bounded = (advantage < 0) & (loss > bound)
         loss = torch.where(bounded, bound, loss)
     return loss, clip > plain, bounded
+
+
+def weighted_logprob(
+    log_ratio: Tensor, logprob: Tensor, advantage: Tensor, clip_low: float, clip_high: float
+) -> tuple[Tensor, Tensor]:
+    """CISPO's loss `-A clip(r, 1 - clip_low, 1 + clip_high) logprob` [T], in which the ratio has no gradient.
+
+    Returns also, as bool [T], whether the ratio was clipped. Source: MiniMax-M1 (arXiv 2506.13585), Eq. 4, 5.
+    """
+    ratio = log_ratio.detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    low, high = 1.0 - clip_low, 1.0 + clip_high
+    return -advantage * ratio.clamp(low, high) * logprob, (ratio < low) | (ratio > high)
 
 
 def kl_divergence(logprob: Tensor, ref_logprob: Tensor, kind: Divergence) -> Tensor:

@@ -16,11 +16,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels.aot import Variant
-from kernels.policy_loss.reference import DIVERGENCES, MAX_K3, MAX_LOG_RATIO, MAX_ROW_LOG_RATIO, Divergence
+from kernels.policy_loss.reference import (
+    DIVERGENCES,
+    MAX_K3,
+    MAX_LOG_RATIO,
+    MAX_ROW_LOG_RATIO,
+    Divergence,
+    Surrogate,
+)
 
 _BLOCK, _WARPS = 512, 4
 SUMS: tuple[str, ...] = (
-    "loss", "policy_loss", "clip_fraction", "dual_clip_fraction", "approx_kl", "reference_kl", "entropy",
+    "loss", "surrogate_sum", "clipped_tokens", "dual_clipped_tokens", "approx_kl_sum", "reference_kl_sum",
+    "entropy_sum",
 )  # fmt: skip
 _MAX_LOG_RATIO, _MAX_K3 = tl.constexpr(MAX_LOG_RATIO), tl.constexpr(MAX_K3)
 _K1, _ABS, _K2 = (tl.constexpr(DIVERGENCES.index(name)) for name in ("k1", "abs", "k2"))
@@ -34,7 +42,7 @@ def _clamp(x, low, high):
 
 @triton.jit
 def _inside(x, low, high):
-    """1 where a clamp lets the gradient through, else 0."""
+    """1 if a clamp lets the gradient through, else 0."""
     return tl.where((x < low) | (x > high), 0.0, 1.0)
 
 
@@ -57,11 +65,11 @@ def _divergence(d, kind):
     return value, slope
 
 
-@triton.jit(do_not_specialize=["tokens", "kind"])
+@triton.jit(do_not_specialize=["tokens", "kind", "cispo"])
 def policy_loss_kernel(
     logprob, old_logprob, advantage, weight, ref_logprob, entropy, row_log_ratio,
     d_logprob, d_entropy, partial,
-    tokens, kind, low, high, dual_clip, kl_coef, entropy_coef, max_log_ratio,
+    tokens, kind, cispo, low, high, dual_clip, kl_coef, entropy_coef, max_log_ratio,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Gradients of BLOCK tokens, and their sums into one row of `partial`; optional tensors may be None."""
@@ -85,6 +93,10 @@ def policy_loss_kernel(
     bounded = (adv < 0) & (surrogate > -adv * dual_clip)
     slope = tl.where(clipped | bounded, 0.0, plain) * _inside(log_ratio, -_MAX_LOG_RATIO, max_log_ratio)
     surrogate = tl.where(bounded, -adv * dual_clip, surrogate)
+    if cispo != 0:
+        surrogate = clip * logp
+        slope = clip
+        clipped = (ratio < low) | (ratio > high)
     policy = tl.sum(surrogate * w)
     loss, kl_total, entropy_total = policy, 0.0, 0.0
     if ref_logprob is not None:
@@ -124,21 +136,23 @@ def policy_loss(
     entropy: Tensor | None = None,
     entropy_coef: float = 0.0,
     row_log_ratio: Tensor | None = None,
+    surrogate: Surrogate = "ppo",
     block: int = _BLOCK,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """What `kernels.policy_loss.policy_loss` documents, in float32; a program takes `block` tokens."""
-    bound = torch.finfo(torch.float32).max if dual_clip is None else dual_clip
+    cispo = surrogate == "cispo"
+    bound = torch.finfo(torch.float32).max if cispo or dual_clip is None else dual_clip
     limit = MAX_LOG_RATIO if row_log_ratio is None else MAX_ROW_LOG_RATIO
     coefficients = (1.0 - clip_low, 1.0 + clip_high, bound, kl_coef, entropy_coef, limit)
     others = (old_logprob, advantage, weight, ref_logprob, row_log_ratio)
-    scalars = (DIVERGENCES.index(kl_estimator), *map(float, coefficients))
+    scalars = (DIVERGENCES.index(kl_estimator), int(cispo), *map(float, coefficients))
     sums = _PolicyLoss.apply(logprob, entropy, others, scalars, block)
     assert isinstance(sums, Tensor)
     metrics: dict[str, Tensor] = dict(zip(SUMS[1:], sums.detach()[1:], strict=True))
     if ref_logprob is None:
-        del metrics["reference_kl"]
+        del metrics["reference_kl_sum"]
     if entropy is None:
-        del metrics["entropy"]
+        del metrics["entropy_sum"]
     return sums[0], metrics
 
 
@@ -181,13 +195,16 @@ def _column(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.detach().float().contiguous()
 
 
-def _variants() -> tuple[Variant, ...]:
-    """The learner has entropies always, a reference policy and sequence ratios by its config."""
+def variants() -> tuple[Variant, ...]:
+    """Every kernel as production launches it.
+
+    The learner always has entropies; a reference policy and sequence ratios depend on its config.
+    """
     tensors = ("logprob", "old_logprob", "advantage", "weight", "ref_logprob", "entropy", "row_log_ratio",
                "d_logprob", "d_entropy", "partial")  # fmt: skip
     scalars = ("low", "high", "dual_clip", "kl_coef", "entropy_coef", "max_log_ratio")
     signature = dict.fromkeys(tensors, "*fp32") | dict.fromkeys(scalars, "fp32")
-    signature |= {"tokens": "i32", "kind": "i32"}
+    signature |= {"tokens": "i32", "kind": "i32", "cispo": "i32"}
     found: list[Variant] = []
     for ref, row in product((False, True), repeat=2):
         name = "entropy" + " ref" * ref + " row" * row
@@ -196,6 +213,3 @@ def _variants() -> tuple[Variant, ...]:
         constants |= {"BLOCK": _BLOCK, "COLUMNS": len(SUMS)}
         found.append(Variant(name, policy_loss_kernel, signature, constants, _WARPS, stages=1))
     return tuple(found)
-
-
-VARIANTS = _variants()

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
-from gigpo_mega.algorithms.grouping import anchor_key
+from gigpo_mega.algorithms.advantage import BUILT_IN
+from gigpo_mega.algorithms.anchors import anchor_key
 from gigpo_mega.config import AdvantageConfig
-from gigpo_mega.types import Int64, RowTable, Step
+from gigpo_mega.types import Int32, Int64, RowTable, Step
+
+CASES: list[Any] = [
+    (name, preset)
+    for name, built_in in BUILT_IN.items()
+    for preset in ("paper", "reference")
+    if preset == "paper" or built_in.official
+]
+"""Every estimator with every preset that it has."""
 
 
 @dataclass(frozen=True)
@@ -21,23 +31,40 @@ class Episode:
     rewards: Sequence[float]
     states: Sequence[str]
     valid: Sequence[bool]
+    final: str = "end"  # the state after the last step
+    won: bool = False  # the last step solved the task
 
 
-def episode(group: int, *rewards: float, states: str = "", valid: Sequence[bool] = ()) -> Episode:
+def episode(
+    group: int, *rewards: float, states: str = "", valid: Sequence[bool] = (), final: str = "end",
+    won: bool = False,
+) -> Episode:  # fmt: skip
     """States are one letter each and default to `abc...`; steps are valid unless said otherwise."""
     letters = states or "".join(chr(ord("a") + step) for step in range(len(rewards)))
     assert len(letters) == len(rewards)
-    return Episode(group, rewards, letters, valid or [True] * len(rewards))
+    return Episode(group, rewards, letters, valid or [True] * len(rewards), final, won)
+
+
+def response(step: int) -> Int32:
+    """The responses of an episode have 1, 2, 3, 1, 2, ... tokens."""
+    return np.zeros(1 + step % 3, dtype=np.int32)
 
 
 def table(episodes: Sequence[Episode]) -> RowTable:
-    ids = np.zeros(0, dtype=np.int32)
     owner, steps = [], []
     for index, one in enumerate(episodes):
-        for reward, state, valid in zip(one.rewards, one.states, one.valid, strict=True):
+        later = [*one.states[1:], one.final]
+        for t, (reward, state, valid) in enumerate(zip(one.rewards, one.states, one.valid, strict=True)):
             owner.append(index)
-            key = anchor_key(state, f"task{one.group}")
-            steps.append(Step(ids, ids, ids.astype(np.float32), reward, valid, key, 0, state))
+            key, after = (anchor_key(text, f"task{one.group}") for text in (state, later[t]))
+            ids = response(t)
+            steps.append(
+                Step(
+                    ids[:0], ids, ids.astype(np.float32), reward, valid, key, np.zeros_like(ids), state,
+                    success=one.won and t == len(one.states) - 1,
+                    next_anchor=after, next_observation=later[t],
+                )
+            )  # fmt: skip
     trajectory = np.array(owner, dtype=np.int64)
     keys = np.frombuffer(b"".join(step.anchor for step in steps), dtype=">u8").astype(np.uint64)
     return RowTable(
@@ -53,39 +80,51 @@ def table(episodes: Sequence[Episode]) -> RowTable:
 
 def take(rows: RowTable, index: Int64) -> RowTable:
     """The rows `index`, in that order."""
-    columns = {f.name: getattr(rows, f.name)[index] for f in fields(rows) if f.name != "steps"}
-    return RowTable(**columns, steps=tuple(rows.steps[row] for row in index))
+    columns = {f.name: getattr(rows, f.name) for f in fields(rows)}
+    taken: dict[str, Any] = {name: c[index] for name, c in columns.items() if isinstance(c, np.ndarray)}
+    return replace(rows, **taken, steps=tuple(rows.steps[row] for row in index))
 
 
 def equations(episodes: Sequence[Episode], cfg: AdvantageConfig) -> list[tuple[float, float, float]]:
     """(A, A_E, A_S) of every row by Eq. 3 to 8, the penalty being part of the reward."""
-    rewards = [
-        [r - (0 if valid else cfg.invalid_penalty) for r, valid in zip(e.rewards, e.valid, strict=True)]
-        for e in episodes
-    ]
-    returns = [
-        [math.fsum(cfg.gamma**k * r for k, r in enumerate(of_one[t:])) for t in range(len(of_one))]
-        for of_one in rewards
-    ]
+    returns = [discounted(rewards, cfg.gamma) for rewards in penalized(episodes, cfg)]
+    members: dict[tuple[int, str], list[float]] = {}
+    for one, values in zip(episodes, returns, strict=True):
+        for state, value in zip(one.states, values, strict=True):
+            members.setdefault((one.group, state), []).append(value)
     advantages = []
-    for i, one in enumerate(episodes):
-        score_group = [math.fsum(rewards[j]) for j, e in enumerate(episodes) if e.group == one.group]
-        at_episode = relative(math.fsum(rewards[i]), score_group, cfg)
-        for t, state in enumerate(one.states):
-            step_group = [
-                value
-                for e, of_one in zip(episodes, returns, strict=True)
-                for s, value in zip(e.states, of_one, strict=True)
-                if e.group == one.group and s == state
-            ]
-            at_step = relative(returns[i][t], step_group, cfg)
+    for one, values, at_episode in zip(episodes, returns, episode_level(episodes, cfg), strict=True):
+        for state, value in zip(one.states, values, strict=True):
+            at_step = relative(value, members[one.group, state], cfg)
             advantages.append((at_episode + cfg.omega * at_step, at_episode, at_step))
     return advantages
 
 
-def relative(value: float, group: Sequence[float], cfg: AdvantageConfig) -> float:
-    mean = math.fsum(group) / len(group)
+def penalized(episodes: Sequence[Episode], cfg: AdvantageConfig) -> list[list[float]]:
+    """The rewards of each episode, less the penalties."""
+    return [
+        [r - (0 if valid else cfg.invalid_penalty) for r, valid in zip(e.rewards, e.valid, strict=True)]
+        for e in episodes
+    ]
+
+
+def discounted(rewards: Sequence[float], gamma: float) -> list[float]:
+    """The discounted sum of the rewards from each step on."""
+    return [math.fsum(gamma**k * r for k, r in enumerate(rewards[t:])) for t in range(len(rewards))]
+
+
+def episode_level(episodes: Sequence[Episode], cfg: AdvantageConfig) -> list[float]:
+    """A_E of every episode (Eq. 3)."""
+    scores = [math.fsum(rewards) for rewards in penalized(episodes, cfg)]
+    return [
+        relative(score, [s for e, s in zip(episodes, scores, strict=True) if e.group == one.group], cfg)
+        for one, score in zip(episodes, scores, strict=True)
+    ]
+
+
+def relative(value: float, group: Sequence[float], cfg: AdvantageConfig, ddof: int = 1) -> float:
+    mean = group[0] if len(set(group)) == 1 else math.fsum(group) / len(group)
     if cfg.normalization == "mean":
         return value - mean
-    variance = math.fsum((x - mean) ** 2 for x in group) / max(len(group) - 1, 1)
+    variance = math.fsum((x - mean) ** 2 for x in group) / max(len(group) - ddof, 1)
     return (value - mean) / (math.sqrt(variance) + cfg.epsilon)

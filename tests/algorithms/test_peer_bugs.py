@@ -8,11 +8,13 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from tables import Episode, episode, table, take
+from tables import CASES, Episode, episode, table, take
 
-from gigpo_mega.algorithms.advantage import estimate
-from gigpo_mega.algorithms.grouping import anchor_key
+from envs.base import LARGEST_REWARD
+from gigpo_mega.algorithms.advantage import BUILT_IN, estimate
+from gigpo_mega.algorithms.anchors import anchor_key
 from gigpo_mega.config import AdvantageConfig
+from gigpo_mega.errors import UserError
 from kernels.anchor import group_ids
 
 Preset = Literal["paper", "reference"]
@@ -30,7 +32,7 @@ def test_equal_observations_of_different_tasks_are_not_merged() -> None:
 
 
 def test_equal_keys_of_different_tasks_are_not_merged() -> None:
-    """Even where the keys carry no salt."""
+    """Even if the keys have no salt."""
     anchor = np.zeros((3, 2), dtype=np.uint64)
     assert group_ids(np.array([4, 9, 4]), anchor).tolist() == [0, 1, 0]
     assert anchor_key("start", "task4") != anchor_key("start", "task9")
@@ -44,7 +46,7 @@ def test_uneven_groups_keep_their_own_baselines() -> None:
 
 
 def test_uneven_groups_average_to_zero_each() -> None:
-    """slime #1414: rewards 1..4 | 10, 12 | 5..7 had normalised means -3.06, 5.44, 0.44."""
+    """slime #1414: rewards 1..4 | 10, 12 | 5..7 had normalized means -3.06, 5.44, 0.44."""
     groups = [0, 0, 0, 0, 1, 1, 2, 2, 2]
     rewards = [1.0, 2.0, 3.0, 4.0, 10.0, 12.0, 5.0, 6.0, 7.0]
     rows = table([episode(task, reward) for task, reward in zip(groups, rewards, strict=True)])
@@ -53,8 +55,8 @@ def test_uneven_groups_average_to_zero_each() -> None:
     assert totals.tolist() == [-1.5, -0.5, 0.5, 1.5, -1.0, 1.0, -1.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("estimator", ["gigpo", "grpo", "rloo"])
-def test_copied_rows_are_refused(estimator: Literal["gigpo", "grpo", "rloo"]) -> None:
+@pytest.mark.parametrize("estimator", BUILT_IN)
+def test_copied_rows_are_refused(estimator: str) -> None:
     """verl-agent fills a batch with copies first, so they count twice in both statistics."""
     rows = table([episode(0, 0.0, 10.0), episode(0, 0.0)])
     padded = take(rows, np.array([0, 1, 2, 1]))
@@ -140,10 +142,27 @@ def test_texts_of_equal_values_are_different_states() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @BOTH_PRESETS
 def test_a_reward_that_is_not_finite_is_named(value: float, preset: Preset) -> None:
-    """One NaN used to spread over its whole group without a word."""
+    """One NaN used to spread over its whole group silently."""
     rows = table([episode(0, 1.0), episode(3, 0.0, value)])
-    with pytest.raises(ValueError, match=rf"reward of row 2 \(group 3, trajectory 1, step 1\) is {value}:"):
+    with pytest.raises(UserError, match=rf"reward of row 2 \(group 3, trajectory 1, step 1\) is {value}:"):
         estimate(rows, AdvantageConfig(preset=preset))
+    named = replace(rows, tasks=("a", "b", "c", "room-7"))
+    with pytest.raises(UserError, match=r"reward of row 2 \(task room-7, trajectory 1, step 1\)"):
+        estimate(named, AdvantageConfig(preset=preset))
+
+
+@BOTH_PRESETS
+@pytest.mark.parametrize("normalization", ["mean_std", "mean"])
+def test_the_largest_rewards_that_are_taken_stay_finite(
+    preset: Preset, normalization: Literal["mean_std", "mean"]
+) -> None:
+    """Rounded to float32 or squared, larger ones overflow, and the estimator would get the blame."""
+    rows = table([episode(0, LARGEST_REWARD, LARGEST_REWARD), episode(0, -LARGEST_REWARD)])
+    for estimator in (name for name, its in CASES if its == preset):
+        cfg = AdvantageConfig(estimator=estimator, preset=preset, normalization=normalization)
+        assert np.isfinite(estimate(rows, cfg).total).all()
+    with pytest.raises(UserError, match=r"at most 1e\+30 in size"):
+        estimate(table([episode(0, 2 * LARGEST_REWARD)]), AdvantageConfig(preset=preset))
 
 
 def test_similarity_keeps_difflib_s_autojunk() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from envs.adapters.gymnasium import KIND, GymnasiumEnvironment
-from envs.base import EnvironmentError, Task
+from envs.base import EnvError, Task
 
 LAKE: dict[str, Any] = {"id": "FrozenLake-v1", "show": "render", "actions": ["left", "down", "right", "up"]}
 SAFE_WAY = ["down", "down", "right", "right", "down", "right"]
@@ -55,11 +55,11 @@ def test_a_discrete_environment_is_played_by_name() -> None:
     assert [t.success for t in played] == [False] * 5 + [True]
     assert played[0].observation.state == "4"
     assert "[F]HFH" in played[0].observation.text
-    with pytest.raises(EnvironmentError, match="the episode is over"):
+    with pytest.raises(EnvError, match="the episode is over"):
         environment.step("left")
 
 
-def test_falling_in_is_no_success() -> None:
+def test_falling_into_a_hole_ends_without_success() -> None:
     environment = lake()
     environment.reset(seed(0))
     environment.step("right")
@@ -123,14 +123,14 @@ def test_fuzzed_actions_change_nothing() -> None:
     ("options", "message"),
     [
         ({"id": "Nowhere-v0"}, "environment.options.id Nowhere-v0: .*doesn't exist"),
-        ({"id": "CartPole-v1"}, r"CartPole-v1: Box\(.*is no text; wrap it, or set options.show to render"),
-        ({"id": "FrozenLake-v1", "show": "map"}, "environment.options.show map: no such part"),
+        ({"id": "CartPole-v1"}, r"CartPole-v1: Box\(.*is not text; wrap it, or set options.show to render"),
+        ({"id": "FrozenLake-v1", "show": "map"}, "options.show map: FrozenLake-v1 has no such entry"),
         ({"id": "FrozenLake-v1", "actions": ["left"]}, "environment.options.actions: 1 names for 4 actions"),
         ({"id": "FrozenLake-v1", "arguments": {"depth": 3}}, "FrozenLake-v1: .*depth"),
     ],
 )
-def test_what_cannot_be_played_is_one_line(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(EnvironmentError, match=message):
+def test_an_unplayable_environment_is_a_one_line_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(EnvError, match=message):
         GymnasiumEnvironment(**options)
 
 
@@ -138,5 +138,5 @@ def test_a_missing_package_says_how_it_is_installed(monkeypatch: pytest.MonkeyPa
     from envs.adapters import required
 
     monkeypatch.setitem(sys.modules, "gymnasium", None)
-    with pytest.raises(EnvironmentError, match=r"pip install 'gigpo-mega\[gymnasium\]'"):
+    with pytest.raises(EnvError, match=r"pip install 'gigpo-mega\[gymnasium\]'"):
         required("gymnasium", "gymnasium")

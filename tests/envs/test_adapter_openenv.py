@@ -15,7 +15,7 @@ import pytest
 from aiohttp import WSMsgType, web
 
 from envs.adapters.openenv import KIND, OpenEnvEnvironment
-from envs.base import EnvironmentError, Task
+from envs.base import EnvError, Task
 
 
 class Counting:
@@ -139,7 +139,7 @@ def seed(number: int) -> Task:
 
 
 @pytest.mark.parametrize("transport", ["websocket", "http"])
-def test_an_episode(server: Server, transport: str) -> None:
+def test_an_episode_pays_its_rewards_and_ends_over_either_transport(server: Server, transport: str) -> None:
     played = environment(server, transport=transport, instruction="count down")
     first = played.reset(seed(4))
     count = int(first.text.split()[0])
@@ -179,33 +179,33 @@ def test_free_text_is_sent_as_it_is(server: Server) -> None:
         assert free.step(said).valid
 
 
-def test_a_failure_is_one_line_and_the_next_episode_starts_anew(server: Server) -> None:
+def test_a_failure_is_one_line_and_the_next_episode_gets_a_new_session(server: Server) -> None:
     failing = environment(server, actions=None)
     failing.reset(seed(3))
-    with pytest.raises(EnvironmentError, match="EXECUTION_ERROR: in the environment"):
+    with pytest.raises(EnvError, match="EXECUTION_ERROR: in the environment"):
         failing.step("crash")
     assert failing.reset(seed(3)).text.endswith("left")
     server.capacity = 0
-    with pytest.raises(EnvironmentError, match="CAPACITY_REACHED: all sessions are taken"):
+    with pytest.raises(EnvError, match="CAPACITY_REACHED: all sessions are taken"):
         environment(server).reset(seed(1))
-    with pytest.raises(EnvironmentError, match=r"environment.options.url http://127.0.0.1:9: Cannot connect"):
+    with pytest.raises(EnvError, match=r"environment.options.url http://127.0.0.1:9: Cannot connect"):
         OpenEnvEnvironment("http://127.0.0.1:9", "take").reset(seed(1))
-    with pytest.raises(EnvironmentError, match="unknown 'carrier pigeon'; known: websocket, http"):
+    with pytest.raises(EnvError, match="unknown 'carrier pigeon'; known: websocket, http"):
         environment(server, transport="carrier pigeon")
     server.capacity = 8
     with pytest.raises(
-        EnvironmentError, match=r"environment.options.show: no field 'right'; known: left, hint"
+        EnvError, match=r"environment.options.show: no field 'right'; known: left, hint"
     ):
         environment(server, show="right").reset(seed(1))
 
 
 @pytest.mark.parametrize("server", [True], indirect=True)
-def test_http_is_refused_where_it_forgets_episodes(server: Server) -> None:
-    with pytest.raises(EnvironmentError, match="forgets an episode between requests; use websocket"):
+def test_http_is_refused_if_the_server_forgets_episodes(server: Server) -> None:
+    with pytest.raises(EnvError, match="forgets an episode between requests; use websocket"):
         environment(server, transport="http").reset(seed(1))
 
 
-def test_tasks_are_seeds() -> None:
+def test_tasks_are_seeds_with_distinct_splits() -> None:
     tasks = KIND.tasks(train=3, test=2)
     assert [t.source for t in tasks.tasks("train")] == ["0", "1", "2"]
     assert [t.source for t in tasks.tasks("test")] == [str(2**20), str(2**20 + 1)]

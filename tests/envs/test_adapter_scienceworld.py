@@ -1,4 +1,4 @@
-"""The adapter to ScienceWorld; skipped where the package or Java is not installed."""
+"""The adapter to ScienceWorld; skipped if the package or Java is not installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if shutil.which("java") is None:
     pytest.skip("no Java", allow_module_level=True)
 
 from envs.adapters.scienceworld import KIND, ScienceWorldEnvironment
-from envs.base import EnvironmentError, Task
+from envs.base import EnvError, Task
 
 TASK = Task("find-non-living-thing/0", "find-non-living-thing", "find-non-living-thing 0")
 
@@ -25,7 +25,7 @@ def test_splits_are_the_benchmarks() -> None:
     source = KIND.tasks(names=["find-non-living-thing"])
     sizes = {split: len(source.tasks(split)) for split in ("train", "dev", "test")}
     assert sizes == {"train": 150, "dev": 75, "test": 75}
-    with pytest.raises(EnvironmentError, match=r"no task 'fly'; known: .*boil"):
+    with pytest.raises(EnvError, match=r"no task 'fly'; known: .*boil"):
         KIND.tasks(names=["fly"]).tasks("train")
 
 
@@ -42,7 +42,7 @@ def test_gold_actions_win(environment: ScienceWorldEnvironment) -> None:
             break
     assert played[-1].success
     assert sum(t.reward for t in played) == pytest.approx(0.92)  # 0.08 are for being there
-    with pytest.raises(EnvironmentError, match="the episode is over"):
+    with pytest.raises(EnvError, match="the episode is over"):
         environment.step("look around")
 
 
@@ -55,5 +55,5 @@ def test_fuzzed_commands_neither_raise_nor_leak(environment: ScienceWorldEnviron
 
 
 def test_a_task_that_is_not_there_is_one_line(environment: ScienceWorldEnvironment) -> None:
-    with pytest.raises(EnvironmentError, match="ScienceWorld: 'fly 0': Unknown taskName"):
+    with pytest.raises(EnvError, match="ScienceWorld: 'fly 0': Unknown taskName"):
         environment.reset(Task("fly/0", "fly", "fly 0"))

@@ -1,4 +1,4 @@
-"""The adapter to skyrl-gym, against its own environments; skipped where the package is not installed."""
+"""The adapter to skyrl-gym, against its own environments; skipped if the package is not installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytest.importorskip("skyrl_gym")
 pytest.importorskip("omegaconf")
 
 from envs.adapters.skyrl_gym import KIND, SkyRLGymEnvironment
-from envs.base import EnvironmentError, Task
+from envs.base import EnvError, Task
 from envs.dialogue import Situation, Turn, choose
 
 ROW: dict[str, Any] = {
@@ -33,11 +33,19 @@ def test_rows_are_tasks(tmp_path: Path) -> None:
     tasks = KIND.tasks(data=str(tmp_path)).tasks("train")
     assert [(t.id, t.kind) for t in tasks] == [("train/0", "sums"), ("train/1", "sums")]
     assert SkyRLGymEnvironment().reset(tasks[1]).text == "Think.\n\nWhat is 2 + 3?"
-    with pytest.raises(EnvironmentError, match=r"there is no .*test.jsonl and no test.parquet"):
+    with pytest.raises(EnvError, match=r"there is no .*test.jsonl and no test.parquet"):
         KIND.tasks(data=str(tmp_path)).tasks("test")
 
 
-def test_an_episode_of_several_turns() -> None:
+@pytest.mark.parametrize("prompt", [None, "What?", [None], ["What?"], [{"role": "user"}], [{"content": 3}]])
+def test_a_row_without_a_conversation_is_refused_with_file_and_line(tmp_path: Path, prompt: object) -> None:
+    lines = (json.dumps(row) for row in (ROW, ROW | {"prompt": prompt}))
+    (tmp_path / "train.jsonl").write_text("\n".join(lines))
+    with pytest.raises(EnvError, match=r"train\.jsonl:2: prompt has .* must be a list of messages"):
+        KIND.tasks(data=str(tmp_path)).tasks("train")
+
+
+def test_an_episode_of_two_turns_pays_partial_and_full_reward() -> None:
     environment = SkyRLGymEnvironment()
     first = environment.reset(task())
     wrong = environment.step("I think\n#### 4")
@@ -45,23 +53,23 @@ def test_an_episode_of_several_turns() -> None:
     assert "tentative numeric answer" in wrong.observation.text
     right = environment.step("Ah.\n#### 5")
     assert (right.reward, right.done, right.success, right.observation.text) == (1.0, True, True, "")
-    with pytest.raises(EnvironmentError, match="the episode is over"):
+    with pytest.raises(EnvError, match="the episode is over"):
         environment.step("#### 5")
     assert environment.reset(task()) == first
 
 
-def test_turns_end_an_episode() -> None:
+def test_the_environments_own_turn_limit_ends_an_episode() -> None:
     environment = SkyRLGymEnvironment(extras={"max_turns": 2})
     environment.reset(task())
     ends = [environment.step(said).done for said in ("", "看" * 50_000)]
     assert ends == [False, True]
 
 
-def test_a_class_by_its_import_path() -> None:
+def test_a_class_is_found_by_its_import_path() -> None:
     environment = SkyRLGymEnvironment("skyrl_gym.envs.aime.env:AIMEEnv")
     environment.reset(task({"prompt": ROW["prompt"], "reward_model": {"ground_truth": "5"}}))
     assert environment.step("Answer: \\boxed{5}").done
-    with pytest.raises(EnvironmentError, match=r"environment.options.id nothing: No registered env"):
+    with pytest.raises(EnvError, match=r"environment.options.id nothing: No registered env"):
         SkyRLGymEnvironment("nothing").reset(task())
 
 

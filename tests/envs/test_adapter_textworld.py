@@ -1,4 +1,4 @@
-"""The adapter to TextWorld, on a game that tw-make writes; skipped where the package is not installed."""
+"""The adapter to TextWorld, on a game that tw-make writes; skipped if the package is not installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("textworld")
 
 from envs.adapters.textworld import KIND, TextWorldEnvironment
-from envs.base import EnvironmentError, Task
+from envs.base import EnvError, Task
 
 textworld: Any = import_module("textworld")
 
@@ -57,7 +57,7 @@ def test_looking_changes_no_anchor_and_no_answer_shows_the_status_line(games: Pa
     assert [environment.step(said).valid for said in ("xyzzy", "看")] == [False, False]
     last = environment.step("look")
     assert (last.done, last.success) == (True, False)
-    with pytest.raises(EnvironmentError, match="the episode is over"):
+    with pytest.raises(EnvError, match="the episode is over"):
         environment.step("look")
 
 
@@ -88,10 +88,10 @@ def test_fuzzed_commands_neither_raise_nor_leak(
     assert list(tmp_path.iterdir()) == []  # `save` and `script` write files where they are let
 
 
-def test_what_is_no_game_is_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_game_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
-    with pytest.raises(EnvironmentError, match=r"no game .*tw-make makes one"):
+    with pytest.raises(EnvError, match=r"no game .*tw-make makes one"):
         KIND.tasks(data=str(tmp_path)).tasks("train")
     (tmp_path / "train/bad.z8").write_text("no game")
-    with pytest.raises(EnvironmentError, match=r"bad.z8 is no game"):
+    with pytest.raises(EnvError, match=r"bad.z8 is not a game"):
         TextWorldEnvironment().reset(Task("bad", "textworld", str(tmp_path / "train/bad.z8")))

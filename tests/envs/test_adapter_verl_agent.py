@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from envs.adapters.verl_agent import KIND, ManagedEnvironment
-from envs.base import EnvironmentError, Task
+from envs.base import EnvError, Task
 from envs.dialogue import Situation, choose
 
 
@@ -54,7 +54,7 @@ def letter(environment: ManagedEnvironment, task: Task) -> str:
     return chr(ord(environment.reset(task).text[-2]) + 1)
 
 
-def test_an_episode() -> None:
+def test_an_episode_maps_reward_validity_and_success() -> None:
     environment = ManagedEnvironment(NAME)
     wanted = letter(environment, seed(3))
     wrong = environment.step("several letters")
@@ -95,6 +95,6 @@ def test_the_managers_text_is_the_prompt() -> None:
         ("json", {}, "give module:function"),
     ],
 )
-def test_what_cannot_be_played_is_one_line(name: str, arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(EnvironmentError, match=message):
+def test_an_unplayable_manager_is_refused(name: str, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(EnvError, match=message):
         ManagedEnvironment(name, arguments).reset(seed(0))

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from envs.base import EnvironmentError, check_options, lookup
+from envs.base import EnvError
 from envs.dialogue import choose
-from gigpo_mega.config import EnvironmentConfig
+from envs.registry import check_options, lookup
+from gigpo_mega.config import EnvironmentConfig, PromptConfig
 
 PAGE = Path(__file__).parents[2] / "docs/environments/adapters.md"
 SECTIONS: list[dict[str, Any]] = [
@@ -21,23 +22,24 @@ SECTIONS: list[dict[str, Any]] = [
 
 def test_every_adapter_has_its_block() -> None:
     modules = {file.stem for file in (PAGE.parents[2] / "envs/adapters").glob("[a-z]*.py")}
-    assert {section["name"] for section in SECTIONS} == modules
+    assert {section["environment"]["name"] for section in SECTIONS} == modules
 
 
-@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section["name"])
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section["environment"]["name"])
 def test_a_block_fits_its_adapter(section: dict[str, Any]) -> None:
-    config = EnvironmentConfig(**section)
+    config = EnvironmentConfig(**section["environment"])
+    prompt = PromptConfig(**section.get("prompt", {}))
     try:
         kind = lookup(config.name)
-    except EnvironmentError as error:
+    except EnvError as error:
         pytest.skip(str(error))
-    check_options(kind.environment, config.options, "environment.options")
-    check_options(kind.tasks, config.tasks, "environment.tasks")
-    choose(kind, config.dialogue)
+    check_options(kind.environment, config.options, "environment.options", config.name)
+    check_options(kind.tasks, config.tasks, "environment.tasks", config.name)
+    choose(kind, prompt.dialogue)
 
 
 def test_the_first_block_is_played() -> None:
-    config = EnvironmentConfig(**SECTIONS[0])
+    config = EnvironmentConfig(**SECTIONS[0]["environment"])
     kind = lookup(config.name)
     task = kind.tasks(**config.tasks).tasks("test")[0]
     environment = kind.environment(**config.options)

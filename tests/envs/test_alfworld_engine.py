@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +19,11 @@ from envs.alfworld.grammar import parse_grammar, parse_symbols
 from envs.alfworld.pddl import parse_domain, parse_problem
 from envs.alfworld.transcripts import read_transcript, replay
 from envs.alfworld.wheel import load_wheel
-from envs.base import EnvironmentError
+from envs.base import EnvError
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = sorted((ROOT / "tests" / "golden_alfworld").glob("*.json.gz"))
-REAL = ROOT.parent / "shared" / "data" / "alfworld_real"
+GENUINE = os.environ.get("ALFWORLD_GENUINE_DIR", "")  # a folder with a game of the official data
 
 DOMAIN = """
 (define (domain toy)
@@ -88,14 +89,14 @@ def test_the_checker_counts_and_exits_by_differences(tmp_path: Path) -> None:
     assert good.returncode == 0
     assert good.stdout.splitlines()[-1] == "12 files, 332 steps, 0 differences"
     empty = check(tmp_path)
-    assert empty.returncode == 1
+    assert empty.returncode == 2
     assert "--record" in empty.stderr
     assert "Traceback" not in empty.stderr
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the genuine game is not beside this repository")
+@pytest.mark.skipif(not GENUINE, reason="ALFWORLD_GENUINE_DIR is not set")
 def test_the_genuine_game_is_won_in_six_steps() -> None:
-    game = load_game(next(REAL.rglob("game.tw-pddl")))
+    game = load_game(next(Path(GENUINE).rglob("game.tw-pddl")))
     play = game.play()
     assert play.feedback.endswith("Your task is to: put a hot potato in sinkbasin.")
     plan = solve(game)
@@ -178,7 +179,7 @@ def test_display_names_number_backwards_and_know_basins() -> None:
     }
 
 
-def test_expressions_parse() -> None:
+def test_expressions_parse_to_terms_and_alternatives() -> None:
     assert parse_expression("o.indefinite + ' ' + o.name ").alternatives == (
         (Attribute("o", "indefinite"), " ", Attribute("o", "name")),
     )
@@ -208,14 +209,14 @@ def test_expressions_parse() -> None:
     ],
 )
 def test_other_expressions_are_refused(text: str) -> None:
-    with pytest.raises(EnvironmentError, match="refused"):
+    with pytest.raises(EnvError, match="refused"):
         parse_expression(text)
 
 
 def test_a_malicious_game_is_refused_before_anything_runs(tmp_path: Path) -> None:
     flag = tmp_path / "ran"
     grammar = GRAMMAR.replace("{t.name |", f"{{open('{flag}', 'w') |")
-    with pytest.raises(EnvironmentError, match="refused"):
+    with pytest.raises(EnvError, match="refused"):
         toy(grammar=grammar)
     assert not flag.exists()
 
@@ -248,7 +249,7 @@ def test_text_is_cut_as_the_official_parser_cuts_it(text: str, symbols: tuple[st
     ],
 )
 def test_grammar_errors_say_what_is_wrong(grammar: str, message: str) -> None:
-    with pytest.raises(EnvironmentError, match=message):
+    with pytest.raises(EnvError, match=message):
         parse_grammar(grammar)
 
 
@@ -264,14 +265,14 @@ def test_grammar_errors_say_what_is_wrong(grammar: str, message: str) -> None:
     ],
 )
 def test_rules_that_cannot_work_are_refused(before: str, after: str, message: str) -> None:
-    with pytest.raises(EnvironmentError, match=message):
+    with pytest.raises(EnvError, match=message):
         toy(grammar=GRAMMAR.replace(before, after))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("(define (problem p) (:init) (:goal (and))", "cut or malformed"),
+        ("(define (problem p) (:init) (:goal (and))", "truncated or malformed"),
         ("(define (problem p)))", "without an opening one"),
         ("(define (problem p) (:init))", "needs an .:init"),
         ("(define (problem p) (:init (at (x))) (:goal (and)))", "expected .predicate"),
@@ -280,7 +281,7 @@ def test_rules_that_cannot_work_are_refused(before: str, after: str, message: st
     ],
 )
 def test_problem_errors_say_what_is_wrong(text: str, message: str) -> None:
-    with pytest.raises(EnvironmentError, match=message):
+    with pytest.raises(EnvError, match=message):
         parse_problem(text)
 
 
@@ -291,12 +292,12 @@ def test_a_fact_written_twice_is_one_fact() -> None:
 
 
 def test_an_unsupported_domain_section_is_named() -> None:
-    with pytest.raises(EnvironmentError, match=":derived"):
+    with pytest.raises(EnvError, match=":derived"):
         parse_domain("(define (domain d) (:derived (p) (q)))")
 
 
 def test_a_game_with_an_undeclared_object_is_refused() -> None:
-    with pytest.raises(EnvironmentError, match="'attic'"):
+    with pytest.raises(EnvError, match="'attic'"):
         toy(problem=PROBLEM.replace("(at hall_bar_1)", "(at attic)"))
 
 
@@ -322,7 +323,7 @@ def test_three_thousand_random_steps_take_at_most_three_cpu_seconds() -> None:
 
 
 def test_the_expert_needs_one_of_the_six_goals() -> None:
-    with pytest.raises(EnvironmentError, match="six task types"):
+    with pytest.raises(EnvError, match="six task types"):
         Expert(toy(), Random(0))
 
 

@@ -1,4 +1,4 @@
-"""Nothing that is said to ALFWorld breaks an episode, or another one beside it."""
+"""No command breaks an ALFWorld episode, or another one in the same process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Task]:
     return list(task_source(str(folder / "rooms"), generate=rooms).tasks("train"))
 
 
-def test_nothing_said_breaks_an_episode_or_another(tasks: list[Task]) -> None:
+def test_no_command_breaks_this_or_another_episode(tasks: list[Task]) -> None:
     rng = Random(0)
     players = [AlfworldEnvironment(max_steps=30) for _ in range(3)]
     firsts = {task.id: AlfworldEnvironment().reset(task) for task in tasks}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from envs.base import EnvironmentError, EnvironmentKind, Observation, lookup
-from envs.dialogue import GENERIC, Answer, Situation, Turn, choose, tagged, whole
+from envs.base import EnvError, EnvironmentKind, Observation
+from envs.dialogue import GENERIC, Answer, Situation, Turn, choose, parse_tagged, parse_whole
+from envs.registry import lookup
 
 THOUGHT = "<think>The mug is on the desk.</think>"
 
@@ -26,8 +27,8 @@ THOUGHT = "<think>The mug is on the desk.</think>"
         ("", Answer("", False)),
     ],
 )
-def test_tagged(answer: str, expected: Answer) -> None:
-    assert tagged(answer, ended=True) == expected
+def test_a_tagged_action_is_lower_cased_and_needs_a_thought(answer: str, expected: Answer) -> None:
+    assert parse_tagged(answer, ended=True) == expected
 
 
 @pytest.mark.parametrize(
@@ -38,17 +39,17 @@ def test_tagged(answer: str, expected: Answer) -> None:
         ("  ", True, Answer("", False)),
     ],
 )
-def test_whole(answer: str, ended: bool, expected: Answer) -> None:
-    assert whole(answer, ended) == expected
+def test_a_whole_answer_cut_off_or_empty_is_invalid(answer: str, ended: bool, expected: Answer) -> None:
+    assert parse_whole(answer, ended) == expected
 
 
-def test_a_shorter_fallback() -> None:
-    assert tagged("I would TAKE the mug", True, fallback=7) == Answer("the mug", valid=False)
+def test_a_shorter_fallback_sends_fewer_characters() -> None:
+    assert parse_tagged("I would TAKE the mug", True, fallback=7) == Answer("the mug", valid=False)
 
 
 @pytest.mark.parametrize("environment", [None, "alfworld"])
 @pytest.mark.parametrize("name", ["chat", "compact"])
-def test_what_cloning_teaches_is_read_as_the_action(environment: str | None, name: str) -> None:
+def test_cloning_targets_are_parsed_as_their_action(environment: str | None, name: str) -> None:
     dialogue = choose(lookup(environment), name) if environment else GENERIC[name]
     answer = dialogue.answer("take mug 1 from desk 1")
     assert dialogue.read(answer, True) == Answer("take mug 1 from desk 1", valid=True)
@@ -58,7 +59,7 @@ PAGE = Observation("a page", ("open", "close"), "find it")
 LATER = Situation("find it", Observation("a box"), (Turn(PAGE, "open"),), step=3)
 
 
-def test_a_generic_message_tells_task_past_and_choices() -> None:
+def test_a_generic_message_contains_task_history_and_admissible_actions() -> None:
     first = GENERIC["chat"].prompt(Situation("find it", PAGE))
     assert first.startswith("\nYour task is: find it\nYour current observation is: a page\n")
     assert "current situation are: ['open', 'close']." in first
@@ -70,7 +71,7 @@ def test_a_generic_message_tells_task_past_and_choices() -> None:
     assert GENERIC["chat"].reply(LATER) == "a box"
 
 
-def test_generic_compact_shows_the_scene() -> None:
+def test_the_generic_compact_prompt_shows_the_first_observation() -> None:
     assert GENERIC["compact"].prompt(Situation("find it", PAGE)) == (
         "Task: find it\na page\nCan: open, close\n>"
     )
@@ -83,5 +84,5 @@ def test_an_environments_own_dialogue_comes_first() -> None:
 
     own = EnvironmentKind(unused, unused, dialogues={"chat": GENERIC["compact"]})  # pyright: ignore[reportArgumentType]
     assert choose(own, "chat") is GENERIC["compact"]
-    with pytest.raises(EnvironmentError, match=r"unknown dialogue 'loud'; known: chat, compact"):
+    with pytest.raises(EnvError, match=r"unknown dialogue 'loud'; known: chat, compact"):
         choose(own, "loud")

@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from envs.base import EnvironmentError, Observation, Task
+from envs.base import EnvError, Observation, Task
 from envs.dialogue import Situation, Turn
 from envs.search.dialogue import DIALOGUES, project
 from envs.search.environment import SearchEnvironment
@@ -41,7 +41,7 @@ def corpus(tmp_path: Path) -> str:
     return str(file)
 
 
-def test_an_episode(corpus: str) -> None:
+def test_a_search_shows_passages_and_a_correct_answer_ends_with_success(corpus: str) -> None:
     environment = SearchEnvironment(corpus=corpus, topk=2)
     assert environment.reset(TASK) == ASKED
     found = environment.step("<search>capital France</search>")
@@ -52,11 +52,11 @@ def test_an_episode(corpus: str) -> None:
     assert (found.reward, found.done, found.success, found.valid) == (0.0, False, False, True)
     last = environment.step("<answer>paris.</answer>")
     assert (last.reward, last.done, last.success, last.valid) == (1.0, True, True, True)
-    with pytest.raises(EnvironmentError, match="call reset"):
+    with pytest.raises(EnvError, match="call reset"):
         environment.step("<answer>Paris</answer>")
 
 
-def test_the_turns_are_limited(corpus: str) -> None:
+def test_an_episode_ends_at_the_step_limit(corpus: str) -> None:
     environment = SearchEnvironment(corpus=corpus, max_steps=2)
     environment.reset(TASK)
     assert environment.step("no idea").valid is False
@@ -86,7 +86,7 @@ def test_the_last_of_several_answers_counts_as_upstream(corpus: str) -> None:
     assert environment.step("<answer>Lyon</answer><answer>Paris</answer>").reward == 1.0
 
 
-def test_wording_and_shortened_passages(corpus: str) -> None:
+def test_reference_wording_is_json_and_passage_words_limits_passages(corpus: str) -> None:
     environment = SearchEnvironment(corpus=corpus, topk=1, passage_words=2, wording="reference")
     environment.reset(TASK)
     found = environment.step("<search>France capital</search>").observation.text
@@ -101,26 +101,24 @@ def test_wording_and_shortened_passages(corpus: str) -> None:
         ({}, "give one of corpus"),
         ({"corpus": "x", "retriever": {"url": "http://x"}}, "give one of corpus"),
         ({"corpus": "x", "topk": 0}, r"options\.topk: 0 is below 1"),
-        ({"corpus": "x", "max_steps": 0}, r"options\.max_steps: 0 is below 1"),
+        ({"corpus": "x", "max_steps": 0}, r"environment\.max_steps: 0 is below 1"),
         ({"corpus": "x", "wording": "rude"}, "unknown 'rude'; known: plain, reference"),
     ],
 )
-def test_options_are_checked(options: dict[str, object], message: str) -> None:
-    with pytest.raises(EnvironmentError, match=message):
+def test_options_out_of_range_are_refused_by_name(options: dict[str, object], message: str) -> None:
+    with pytest.raises(EnvError, match=message):
         SearchEnvironment(**options)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_missing_corpus_and_no_question(corpus: str, tmp_path: Path) -> None:
-    environment = SearchEnvironment(corpus=str(tmp_path / "none.jsonl"))
-    environment.reset(TASK)
-    with pytest.raises(EnvironmentError, match="there is no corpus"):
-        environment.step("<search>a</search>")
+def test_a_missing_corpus_and_a_malformed_question_are_refused(corpus: str, tmp_path: Path) -> None:
+    with pytest.raises(EnvError, match="there is no corpus"):
+        SearchEnvironment(corpus=str(tmp_path / "none.jsonl")).reset(TASK)
     for source in ("", "[]", "{}", '{"text": "a"}', '{"text": "a", "golden": 1}'):
-        with pytest.raises(EnvironmentError, match="no question"):
+        with pytest.raises(EnvError, match="not a question"):
             SearchEnvironment(corpus=corpus).reset(Task("a", "b", source))
 
 
-def test_messages_are_verl_agents(corpus: str) -> None:
+def test_chat_prompts_equal_verl_agents(corpus: str) -> None:
     chat = DIALOGUES["chat"]
     first = chat.prompt(Situation(QUESTION.text, ASKED))
     assert first.startswith(
@@ -135,7 +133,7 @@ def test_messages_are_verl_agents(corpus: str) -> None:
     assert "History:\nStep 1:<search>a</search> <information>A</information>\n\nStep 2: \n\n\nNow" in later
 
 
-def test_compact_messages() -> None:
+def test_compact_prompts_contain_question_queries_and_passages() -> None:
     compact = DIALOGUES["compact"]
     assert compact.prompt(Situation(QUESTION.text, ASKED)) == "Task: What is the capital of France?\n>"
     seen = Observation("<information>Doc 1: A\n</information>")
@@ -156,7 +154,7 @@ def test_the_expert_searches_then_answers(corpus: str) -> None:
     assert len(idle.turns) == 4
     assert idle.success
     assert idle == demonstrate(TASK, seed=0, detour=1.0, options=options)
-    with pytest.raises(EnvironmentError, match="has no hops"):
+    with pytest.raises(EnvError, match="has no hops to look up"):
         demonstrate(ATLANTIS, seed=0, options=options)
 
 
@@ -168,7 +166,7 @@ def test_bm25_prefers_rare_words_and_titles_and_the_earlier_of_equals() -> None:
     assert index.search(["", "nowhere"], 3) == [[], []]
 
 
-def test_best_is_stable() -> None:
+def test_ties_of_equal_scores_keep_corpus_order() -> None:
     scores = np.array([1, 3, 2, 3, 2, 2], dtype=np.float32)
     assert [best(scores, k) for k in (0, 1, 3, 9)] == [[], [1], [1, 3, 2], [1, 3, 2, 4, 5, 0]]
 
@@ -177,13 +175,13 @@ def test_words_drop_case_and_accents() -> None:
     assert words("Ürümqi's CAFÉ, 4,853 km") == ["urumqi", "s", "cafe", "4", "853", "km"]
 
 
-def test_corpus_rows(tmp_path: Path) -> None:
+def test_corpus_rows_of_both_forms_are_read_and_others_refused(tmp_path: Path) -> None:
     file = tmp_path / "c.jsonl"
     file.write_text('{"id": 7, "contents": "\\"A\\"\\nb"}\n\n{"title": "C", "text": "d"}\n')
     passages = read_corpus(file)
     assert [(p.id, p.title, p.contents) for p in passages] == [("7", "A", '"A"\nb'), ("1", "C", "C\nd")]
     file.write_text('{"contents": "a"}\n{"text": "d"}\n')
-    with pytest.raises(EnvironmentError, match=r"c\.jsonl:2 needs a JSON object with `contents`"):
+    with pytest.raises(EnvError, match=r"c\.jsonl:2 needs a JSON object with `contents`"):
         read_corpus(file)
 
 
@@ -198,13 +196,20 @@ def test_questions_of_both_forms_are_read(tmp_path: Path) -> None:
     assert [Question.from_json(task.source) for task in tasks] == [
         Question("a?", ("A", "1"), "nq"), Question("b?", ("B",), "popqa"), Question("c?", ("C",), "unknown")]
     assert [task.kind for task in SearchTasks(tmp_path, ["popqa"]).tasks("train")] == ["popqa"]
-    with pytest.raises(EnvironmentError, match="known: nq, popqa, unknown"):
+    with pytest.raises(EnvError, match="known: nq, popqa, unknown"):
         SearchTasks(tmp_path, ["hotpotqa"]).tasks("train")
-    with pytest.raises(EnvironmentError, match=r"there is no .*test\.jsonl and no test\.parquet"):
+    with pytest.raises(EnvError, match=r"there is no .*test\.jsonl and no test\.parquet"):
         SearchTasks(tmp_path).tasks("test")
     (tmp_path / "train.jsonl").write_text('{"question": "a?"}')
-    with pytest.raises(EnvironmentError, match="a row needs env_kwargs"):
+    with pytest.raises(EnvError, match=r"train\.jsonl:1: a row needs env_kwargs"):
         SearchTasks(tmp_path).tasks("train")
+
+
+def test_a_corpus_that_cannot_be_read_is_found_by_the_first_reset(tmp_path: Path) -> None:
+    file = tmp_path / "c.jsonl"
+    file.write_text('{"contents": null}')
+    with pytest.raises(EnvError, match=r"c\.jsonl:1 needs"):
+        SearchEnvironment(corpus=str(file)).reset(TASK)
 
 
 def test_written_questions_are_read_again(tmp_path: Path) -> None:
@@ -213,13 +218,13 @@ def test_written_questions_are_read_again(tmp_path: Path) -> None:
     assert Question.from_json(task.source) == QUESTION
 
 
-def test_parquet_questions(tmp_path: Path) -> None:
+def test_questions_are_read_from_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    row = {"question": "a?", "ground_truth": {"target": ["A"]}, "data_source": "nq"}
+    row = {"question": "a?", "ground_truth": {"target": ["Ann"]}, "data_source": "nq"}
     parquet.write_table(pyarrow.Table.from_pylist([{"env_kwargs": row}]), tmp_path / "train.parquet")
     (task,) = SearchTasks(tmp_path).tasks("train")
-    assert Question.from_json(task.source) == Question("a?", ("A",), "nq")
+    assert Question.from_json(task.source) == Question("a?", ("Ann",), "nq")
 
 
 class FakeRetriever:
@@ -239,7 +244,7 @@ def fuzzed(rng: Random) -> str:
     return "".join(rng.choice(pieces) for _ in range(rng.choice((0, 1, 2, 4, 8))))
 
 
-def test_nothing_said_breaks_an_episode_or_another() -> None:
+def test_no_answer_breaks_this_or_another_episode() -> None:
     rng = Random(0)
     players = [SearchEnvironment(corpus="unused") for _ in range(2)]
     for player in players:

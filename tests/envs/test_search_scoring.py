@@ -43,11 +43,11 @@ from envs.search.tags import blocks
         ("<b>Paris</b>", ["bParisb"], True),
     ],
 )
-def test_exact_match(answer: str, golden: list[str], expected: bool) -> None:
+def test_exact_match_ignores_case_and_articles(answer: str, golden: list[str], expected: bool) -> None:
     assert exact_match(answer, golden) is expected
 
 
-def test_normalize() -> None:
+def test_normalization_drops_articles_punctuation_and_spaces() -> None:
     assert normalize("  The  Quick, (brown) FOX's an answer!\t") == "quick brown foxs answer"
 
 
@@ -76,7 +76,7 @@ THOUGHT = "<think>Paris is likely.</think>"
         ("", Answer("", False)),
     ],
 )
-def test_projection(text: str, expected: Answer) -> None:
+def test_the_first_search_or_answer_is_the_action(text: str, expected: Answer) -> None:
     assert project(text, ended=True) == expected
 
 
@@ -91,13 +91,13 @@ def test_projection(text: str, expected: Answer) -> None:
         ("", True, Answer("", False)),
     ],
 )
-def test_compact_reading(text: str, ended: bool, expected: Answer) -> None:
+def test_compact_answers_become_tagged_actions(text: str, ended: bool, expected: Answer) -> None:
     assert compact_read(text, ended) == expected
 
 
 @pytest.mark.parametrize("name", ["chat", "compact"])
 @pytest.mark.parametrize("action", ["<search>capital of France</search>", "<answer>4,853 km</answer>"])
-def test_what_cloning_teaches_is_read_as_the_action(name: str, action: str) -> None:
+def test_cloning_targets_are_parsed_as_their_action(name: str, action: str) -> None:
     assert DIALOGUES[name].read(DIALOGUES[name].answer(action), True) == Answer(action, valid=True)
 
 

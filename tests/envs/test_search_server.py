@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from envs.base import EnvironmentError, Task
+from envs.base import EnvError, Task
 from envs.search.client import RemoteRetriever, RetrieverError
 from envs.search.environment import SearchEnvironment
 from envs.search.questions import Question
 from envs.search.retrieval import Bm25, Hit, Passage, Retriever
 from envs.search.server import make_app
-from envs.search.wire import Limits
+from envs.search.wire import ServerLimits
 
 PASSAGES = [Passage(str(i), f"Town {i}\nIt has {i * i} houses, a café and the river Foo") for i in range(50)]
 
@@ -70,7 +71,7 @@ def post(url: str, body: bytes | object, path: str = "/retrieve") -> tuple[int, 
     return response.status, json.loads(text) if is_json else text, response.headers
 
 
-def test_search_r1s_format(url: str) -> None:
+def test_search_r1s_format_is_answered_per_query(url: str) -> None:
     status, answer, _ = post(url, {"queries": ["Town 7", "Town 3"], "topk": 2, "return_scores": True})
     assert status == 200
     (first, _), (second, _) = answer["result"]
@@ -81,14 +82,14 @@ def test_search_r1s_format(url: str) -> None:
     assert answer == {"result": [[{"id": "7", "contents": PASSAGES[7].contents}]]}
 
 
-def test_verl_agents_format(url: str) -> None:
+def test_verl_agents_format_is_answered_with_three_hits(url: str) -> None:
     status, answer, _ = post(url, {"query": "Town 7"})
     assert status == 200
     assert [len(hits) for hits in answer["result"]] == [3]
     assert answer["result"][0][0]["document"]["contents"] == PASSAGES[7].contents
 
 
-def test_health(url: str) -> None:
+def test_health_reports_what_is_served(url: str) -> None:
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
     connection.request("GET", "/health")
     answer = json.loads(connection.getresponse().read())
@@ -99,10 +100,10 @@ def test_health(url: str) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        (b"", 400, "the body is no JSON"),
-        (b"{", 400, "the body is no JSON"),
-        (b"\xff\xfe", 400, "the body is no JSON"),
-        (b"[" * 100_000, 400, "the body is no JSON"),
+        (b"", 400, "the body is not JSON"),
+        (b"{", 400, "the body is not JSON"),
+        (b"\xff\xfe", 400, "the body is not JSON"),
+        (b"[" * 100_000, 400, "the body is not JSON"),
         ([], 400, 'send {"queries"'),
         ({}, 400, 'send {"queries"'),
         ({"query": "a", "queries": ["a"]}, 400, 'send {"queries"'),
@@ -119,7 +120,7 @@ def test_health(url: str) -> None:
         ({"query": "a", "topk": True}, 400, "topk: True is not in"),
     ],
 )
-def test_refusals(url: str, body: object, status: int, message: str) -> None:
+def test_malformed_requests_are_refused(url: str, body: object, status: int, message: str) -> None:
     got, answer, _ = post(url, body)
     assert got == status
     assert message in answer["error"]
@@ -130,7 +131,7 @@ def test_a_huge_body_and_an_unknown_path(url: str) -> None:
     assert post(url, {"query": "a"}, path="/search")[0] == 404
 
 
-def test_odd_text_is_searched(url: str) -> None:
+def test_unusual_text_is_searched_without_an_error(url: str) -> None:
     for query in ("\ud800", "\0", "看" * 4096, "<answer>"):
         status, answer, _ = post(url, {"query": query})
         assert (status, answer) == (200, {"result": [[]]})
@@ -144,7 +145,7 @@ def test_the_client_finds_what_the_retriever_finds(url: str, wire: Any) -> None:
     remote.close()
 
 
-def test_an_episode_with_a_remote_retriever(url: str) -> None:
+def test_an_episode_is_played_with_a_remote_retriever(url: str) -> None:
     environment = SearchEnvironment(retriever={"url": f"{url}/retrieve"}, topk=1)
     environment.reset(Task("a", "b", Question("How many houses has Town 7?", ("49",)).to_json()))
     found = environment.step("<search>Town 7</search>").observation.text
@@ -179,7 +180,7 @@ class FakeSlow:
         return [[Hit(Passage(query, query), 1.0)] * topk for query in queries]
 
 
-def ask_at_once(retriever: Retriever, limits: Limits, requests: int) -> list[tuple[int, Any, Any]]:
+def ask_at_once(retriever: Retriever, limits: ServerLimits, requests: int) -> list[tuple[int, Any, Any]]:
     with serving(make_app(retriever, {}, limits)) as address, ThreadPoolExecutor(requests) as clients:
         asked = [{"query": str(i), "topk": 1 + i % 3} for i in range(requests)]
         return list(clients.map(lambda body: post(address, body), asked))
@@ -187,7 +188,7 @@ def ask_at_once(retriever: Retriever, limits: Limits, requests: int) -> list[tup
 
 def test_waiting_queries_are_searched_together() -> None:
     slow = FakeSlow(0.2)
-    answers = ask_at_once(slow, Limits(batch=8), 17)
+    answers = ask_at_once(slow, ServerLimits(batch=8), 17)
     for i, (status, answer, _) in enumerate(answers):
         assert status == 200
         assert [hit["document"]["contents"] for hit in answer["result"][0]] == [str(i)] * (1 + i % 3)
@@ -196,8 +197,8 @@ def test_waiting_queries_are_searched_together() -> None:
     assert max(slow.batches) <= 8
 
 
-def test_a_full_queue_says_come_back() -> None:
-    answers = ask_at_once(FakeSlow(0.3), Limits(queue=4), 12)
+def test_a_full_queue_is_answered_with_retry_after() -> None:
+    answers = ask_at_once(FakeSlow(0.3), ServerLimits(queue=4), 12)
     refused = [(answer, headers) for status, answer, headers in answers if status == 429]
     assert sorted({status for status, _, _ in answers}) == [200, 429]
     assert len(refused) >= 4
@@ -205,9 +206,9 @@ def test_a_full_queue_says_come_back() -> None:
                for answer, headers in refused)
 
 
-def test_a_request_does_not_wait_for_ever() -> None:
+def test_a_request_that_waits_too_long_is_answered_with_503() -> None:
     slow = FakeSlow(0.5)
-    answers = ask_at_once(slow, Limits(batch=1, seconds=0.2), 3)
+    answers = ask_at_once(slow, ServerLimits(batch=1, seconds=0.2), 3)
     assert {status for status, _, _ in answers} == {503}
     assert all("not searched within 0.2 s" in answer["error"] for _, answer, _ in answers)
     assert slow.batches == [1]  # nobody waited any more for the other two
@@ -242,7 +243,7 @@ def scripted(*answers: tuple[int, object, dict[str, str]]) -> tuple[web.Applicat
 GOOD = (200, {"result": [[{"document": {"contents": "A\nb"}, "score": 2}]]}, {})
 
 
-def test_the_client_tries_again() -> None:
+def test_the_client_retries_after_errors_and_waits_as_asked() -> None:
     app, asked = scripted((503, {}, {}), (429, {}, {"Retry-After": "1"}), (500, {}, {}), GOOD)
     with serving(app) as address:
         found = RemoteRetriever(f"{address}/retrieve", pause=0.01).search(["a"], 1)
@@ -261,7 +262,7 @@ def test_the_client_tries_again() -> None:
         ((200, {"result": []}, {}), 1, "0 results for 1 queries"),
     ],
 )
-def test_the_client_gives_up(answer: Any, times: int, message: str) -> None:
+def test_the_client_gives_up_after_its_retries(answer: Any, times: int, message: str) -> None:
     app, asked = scripted(answer)
     with serving(app) as address, pytest.raises(RetrieverError, match=message):
         RemoteRetriever(f"{address}/retrieve", pause=0.01, retries=2).search(["a"], 1)
@@ -272,8 +273,87 @@ def test_a_lost_server_ends_the_episode_with_one_line() -> None:
     nowhere = {"url": "http://127.0.0.1:9/retrieve", "retries": 1, "pause": 0.01}
     environment = SearchEnvironment(retriever=nowhere)
     environment.reset(Task("a", "b", Question("a?", ("a",)).to_json()))
-    with pytest.raises(EnvironmentError, match=r"http://127\.0\.0\.1:9/retrieve.*does it run\?"):
+    with pytest.raises(EnvError, match=r"http://127\.0\.0\.1:9/retrieve.*is it running\?"):
         environment.step("<search>a</search>")
+
+
+@contextmanager
+def garbled(*answers: bytes) -> Iterator[tuple[str, list[int]]]:
+    """The address of a server that sends these bytes, the last ones again and again, and its connections."""
+    asked: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(1 << 16)
+                        connection.sendall(answers[min(len(asked), len(answers) - 1)])
+                        asked.append(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}/retrieve", asked
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join(10)
+
+
+FOUND = json.dumps(GOOD[1]).encode()
+WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(FOUND), FOUND)
+CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" + FOUND
+BROKEN = {
+    "IncompleteRead": CUT,
+    "IncompleteRead of a chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "BadStatusLine": b"garbage\r\n\r\n",
+    "RemoteDisconnected": b"",
+    "LineTooLong": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
+    "UnknownProtocol": b"HTTP/7.0 200 OK\r\n\r\n",
+    "HTTPException": b"HTTP/1.1 200 OK\r\n" + b"X: x\r\n" * 200 + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_an_answer_that_is_no_http_is_asked_for_again(kind: str) -> None:
+    with garbled(BROKEN[kind], WHOLE) as (address, asked):
+        found = RemoteRetriever(address, pause=0.01).search(["a"], 1)
+    assert found == [[Hit(Passage("", "A\nb"), 2.0)]]
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_server_that_never_speaks_http_ends_the_episode_with_its_url(kind: str) -> None:
+    with garbled(BROKEN[kind]) as (address, asked):
+        environment = SearchEnvironment(retriever={"url": address, "retries": 1, "pause": 0.01})
+        environment.reset(Task("a", "b", Question("a?", ("a",)).to_json()))
+        with pytest.raises(EnvError, match=rf"^retriever {address}: {kind.split()[0]}.*is it running\?"):
+            environment.step("<search>a</search>")
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"url": "localhost:8000/retrieve"}, "url: 'localhost:8000/retrieve' is no http or https address"),
+        ({"url": "127.0.0.1:8000"}, "url: '127.0.0.1:8000' is no http or https address"),
+        ({"url": "//host/retrieve"}, "url: '//host/retrieve' is no http or https address"),
+        ({"url": "ftp://host/x"}, "url: 'ftp://host/x' is no http or https address"),
+        ({"url": "http://host:eight/x"}, "url: 'http://host:eight/x' is no http or https address"),
+        ({"url": "http://[::1/x"}, r"url: 'http://\[::1/x' is no http or https address"),
+        ({"url": "http://a..b/x"}, "url: 'http://a..b/x' is no http or https address"),
+        ({"url": 3}, "environment search: environment.options.retriever.url is 3; it must be str"),
+        ({}, "environment search: environment.options.retriever.url is missing; it must be str"),
+        ({"url": "http://x", "retires": 3}, r"unknown key .*\.retriever\.retires; did you mean retries\?"),
+        ({"url": "http://x", "retries": "3"}, "retriever.retries is '3'; it must be int"),
+    ],
+)
+def test_a_retriever_that_cannot_be_is_refused_when_the_environment_is_made(
+    options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(EnvError, match=said):
+        SearchEnvironment(retriever=options)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +365,6 @@ def test_a_lost_server_ends_the_episode_with_one_line() -> None:
         lambda: RemoteRetriever("http://x", timeout=0),
     ],
 )
-def test_client_options_are_checked(make: Callable[[], object]) -> None:
-    with pytest.raises(EnvironmentError, match=r"environment\.options\.retriever"):
+def test_client_options_out_of_range_are_refused(make: Callable[[], object]) -> None:
+    with pytest.raises(EnvError, match=r"environment\.options\.retriever"):
         make()

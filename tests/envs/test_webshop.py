@@ -16,14 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.base import EnvironmentError, Task, lookup
+from envs.base import EnvError, Task
+from envs.registry import lookup
 from envs.webshop import WebShopEnvironment, task_source
-from envs.webshop.catalogue import Product
+from envs.webshop.catalog import Product
 from envs.webshop.environment import read_source, write_source
 from envs.webshop.expert import demonstrate
-from envs.webshop.generate import Assortment, generate
+from envs.webshop.generate import generate
 from envs.webshop.goals import Goal
-from envs.webshop.nouns import light_nouns
+from envs.webshop.noun_extraction import light_nouns
 from envs.webshop.pages import SEPARATOR, detail_page
 from envs.webshop.reward import Score, score, title_score, wanted
 from envs.webshop.session import Session, parse
@@ -64,7 +65,7 @@ def bought(product: Product, goal: Goal = GOAL, **options: str) -> Score:
 @pytest.fixture(scope="module")
 def shop_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("webshop") / "files"
-    generate(folder, Assortment(products=120), seed=4)
+    generate(folder, 120, seed=4)
     return folder
 
 
@@ -88,13 +89,13 @@ def test_parsing_takes_linear_time():
     assert time.process_time() - start < 0.1
 
 
-def test_start_page():
+def test_the_start_page_shows_the_instruction_and_a_search_bar():
     page = visit().page
     assert page.text == "WebShop [SEP] Instruction: [SEP] Find me eco friendly lamp [SEP] Search"
     assert (page.clickables, page.search_bar) == (("search",), True)
 
 
-def test_results_and_item_pages():
+def test_result_and_item_pages_show_and_list_what_the_original_does():
     session = after("search[Lamp]")
     assert session.page.text == SEPARATOR.join(
         ["Instruction:", GOAL.instruction, "Back to Search", "Page 1 (Total results: 1)", "Next >", "B1",
@@ -110,7 +111,7 @@ def test_results_and_item_pages():
 @pytest.mark.parametrize(
     "action", ["", "search[]", "click[search]", "click[b1]", "buy now", "Search[lamp]", "click[]", "search"]
 )
-def test_what_is_not_understood_changes_nothing(action: str):
+def test_an_unknown_action_changes_nothing(action: str):
     session = visit()
     before = session.page
     assert not session.act(action)
@@ -187,11 +188,11 @@ def test_another_kind_of_product_is_worth_less():
     assert bought(alike, many).type == 0.1
 
 
-def test_title_score_without_nouns():
+def test_the_title_score_without_nouns_is_a_fifth():
     assert title_score(["lamp"], []) == 0.2
 
 
-def test_colours_of_wanted_options():
+def test_only_exact_colors_of_wanted_pairs_count_as_colors():
     assert wanted("wine red") == "red"
     assert wanted(("color", "red")) == "red"
     assert wanted(("color", "wine red")) == "('color', 'wine red')"
@@ -218,13 +219,13 @@ def test_success_pays_ten_and_score_pays_a_share(tasks: list[Task]):
 # episodes
 
 
-def test_steps_are_limited(tasks: list[Task]):
+def test_an_episode_ends_at_the_step_limit(tasks: list[Task]):
     environment = WebShopEnvironment(max_steps=2)
     environment.reset(tasks[0])
     assert not environment.step("click[nothing]").done
     end = environment.step("search[lamp]")
     assert (end.done, end.success, end.reward, end.valid) == (True, False, 0.0, True)
-    with pytest.raises(EnvironmentError, match="call reset"):
+    with pytest.raises(EnvError, match="call reset"):
         environment.step("search[lamp]")
 
 
@@ -269,17 +270,17 @@ def test_a_shopper_with_detours_still_shops(tasks: list[Task]):
 # files
 
 
-def test_splits_and_sources(shop_folder: Path, tasks: list[Task]):
+def test_the_first_500_goals_are_held_out_and_sources_name_their_shop(shop_folder: Path, tasks: list[Task]):
     source = task_source(str(shop_folder), nouns="light")
     train = source.tasks("train")
     assert len(tasks) == 500
     assert not {task.id for task in tasks} & {task.id for task in train}
     assert read_source(tasks[3].source) == (source.files, 3)
     assert read_source(write_source(source.files, 9)) == (source.files, 9)
-    with pytest.raises(EnvironmentError, match="no split 'valid'; known: train, test"):
+    with pytest.raises(EnvError, match="no split 'valid'; known: train, test"):
         source.tasks("valid")
     human = task_source(str(shop_folder), nouns="light", goals="human")
-    with pytest.raises(EnvironmentError, match="120 goals, but the first 500 are the test split"):
+    with pytest.raises(EnvError, match="120 goals, but the first 500 are the test split"):
         human.tasks("test")
 
 
@@ -305,9 +306,9 @@ def test_generating_on_first_use(tmp_path: Path):
     source = task_source(str(tmp_path / "made"), nouns="light", generate=how)
     assert len({product.query for product in load_shop(source.files).products}) == 5
     again = (tmp_path / "made" / "items_shuffle.json").read_bytes()
-    generate(tmp_path / "other", Assortment(70, 5, 4), seed=2)
+    generate(tmp_path / "other", 70, 5, 4, seed=2)
     assert (tmp_path / "other" / "items_shuffle.json").read_bytes() == again
-    with pytest.raises(EnvironmentError, match="unknown key 'shops'"):
+    with pytest.raises(EnvError, match=r"unknown key environment\.tasks\.generate\.shops"):
         task_source(str(tmp_path / "third"), generate={"shops": 1})
 
 
@@ -319,37 +320,44 @@ def broken(items: Any) -> ShopFiles:
     ("content", "message"),
     [
         ("[{", "not a complete JSON file"),
-        ("{}", "holds no list of products"),
-        ('[{"name": "x"}]', "entry 0 is no product"),
+        ("{}", "not a list of products"),
+        ('[{"name": "x"}]', "entry 0 is not a product"),
         ('[{"asin": "B1", "name": 3}]', "product B1: 'name' is missing or not text"),
     ],
 )
 def test_broken_files_are_named(tmp_path: Path, content: str, message: str):
     (tmp_path / "items.json").write_text(content)
     (tmp_path / "attributes.json").write_text("{}")
-    with pytest.raises(EnvironmentError, match=f"items.json: .*{message}"):
+    with pytest.raises(EnvError, match=f"items.json: .*{message}"):
         load_shop(broken(tmp_path / "items.json"))
 
 
 def test_missing_files_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(EnvironmentError, match=r"ins_v2\.json: cannot be read.*environment\.tasks\.data"):
+    with pytest.raises(EnvError, match=r"ins_v2\.json: cannot be read.*environment\.tasks\.data"):
         task_source(str(tmp_path), nouns="light").tasks("test")
     monkeypatch.delenv("WEBSHOP_DATA", raising=False)
-    with pytest.raises(EnvironmentError, match=r"environment\.tasks\.items: no file given"):
+    with pytest.raises(EnvError, match=r"environment\.tasks\.items: no file given"):
         task_source()
-    with pytest.raises(EnvironmentError, match="is no task's source"):
+    with pytest.raises(EnvError, match="is not one of `WebShopTasks`"):
         WebShopEnvironment().reset(Task("x", "", "{}"))
+
+
+def test_home_and_variables_in_the_folder_of_the_shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "items_shuffle.json").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    for data in ("~", "$HOME"):
+        assert task_source(data).files.items == str(tmp_path / "items_shuffle.json")
+    with pytest.raises(EnvError, match=r"^environment\.tasks\.data '\$NO_SHOP/x': \$NO_SHOP is not set"):
+        task_source("$NO_SHOP/x", generate={"products": 1})
 
 
 def test_official_names_of_both_sizes(tmp_path: Path):
     for name in ("items_shuffle.json", "items_shuffle_1000.json"):
         (tmp_path / name).write_text("[]")
-    with pytest.raises(EnvironmentError, match=r"holds both sizes; set environment\.tasks\.small"):
+    with pytest.raises(EnvError, match=r"holds both sizes; set environment\.tasks\.small"):
         task_source(str(tmp_path))
     assert task_source(str(tmp_path), small=True).files.attributes == str(tmp_path / "items_ins_v2_1000.json")
-
-
-# robustness
 
 
 def nonsense(rng: Random) -> Iterator[str]:
@@ -386,5 +394,5 @@ def test_environment_is_registered():
     kind = lookup("webshop")
     assert kind.environment is WebShopEnvironment
     assert set(kind.dialogues) == {"chat", "compact"}
-    with pytest.raises(EnvironmentError, match=r"environment\.max_steps: 0 is below 1"):
+    with pytest.raises(EnvError, match=r"environment\.max_steps: 0 is below 1"):
         kind.environment(max_steps=0)

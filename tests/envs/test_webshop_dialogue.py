@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from envs.base import EnvironmentError, Observation, Task, lookup
+from envs.base import EnvError, Observation, Task
 from envs.dialogue import Answer, Situation, Turn, choose
+from envs.registry import lookup
 from envs.webshop import original
 
 CHAT = choose(lookup("webshop"), "chat")
@@ -151,7 +152,7 @@ def test_an_installed_original_plays_behind_the_same_protocol(monkeypatch: pytes
     assert [first.step(action).valid for action in ("click[search]", "click[buy now]")] == [False, True]
     last = first.step("search[x]")
     assert (last.reward, last.done, last.success, last.valid) == (7.5, True, False, True)
-    with pytest.raises(EnvironmentError, match="call reset"):
+    with pytest.raises(EnvError, match="call reset"):
         first.step("search[x]")
     second.reset(Task("goal_7", "original", "7"))
     assert [second.step("click[buy now]").reward for _ in range(3)] == [0.0, 0.0, 0.0]
@@ -160,5 +161,5 @@ def test_an_installed_original_plays_behind_the_same_protocol(monkeypatch: pytes
 
 def test_a_missing_original_says_so():
     original._server.cache_clear()
-    with pytest.raises(EnvironmentError, match="the original WebShop cannot be imported"):
+    with pytest.raises(EnvError, match="the original WebShop cannot be imported"):
         lookup("envs.webshop.original:KIND").tasks()

@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from envs.webshop.catalogue import Product
+from envs.webshop.catalog import Product
 from envs.webshop.search import BM25, K1, RESULTS, B, document
 
 WORDS = ("lamp", "sofa", "red", "blue", "clean", "easy", "small", "large", "desk", "chair", "tea", "coffee",
@@ -51,7 +51,7 @@ def test_ranking_is_lucenes_formula():
         assert min(scores[place] for place in found) >= sorted(scores)[-RESULTS] - 1e-6
         for a, b in pairwise(found):
             assert scores[a] >= scores[b] - 1e-6
-            assert a < b or scores[a] > scores[b] + 1e-9  # ties in catalogue order
+            assert a < b or scores[a] > scores[b] + 1e-9  # ties in catalog order
 
 
 @pytest.mark.parametrize(

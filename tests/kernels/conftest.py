@@ -1,4 +1,4 @@
-"""Kernels run on the GPU where there is one and in Triton's interpreter elsewhere (tests/conftest.py)."""
+"""Kernels run on the GPU if there is one, else in Triton's interpreter (tests/conftest.py)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from triton import knobs
 from tests.kernels import interpreter
 
 if knobs.runtime.interpret:
-    interpreter.mend()
+    interpreter.patch()
 
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where tensors of a kernel test live."""
+    """The device of a kernel test's tensors."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

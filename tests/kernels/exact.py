@@ -47,7 +47,7 @@ def inputs(
 
 def policy_loss(
     columns: dict[str, Tensor], *, clip_low: float, clip_high: float, dual_clip: float | None = None,
-    kl_coef: float = 0.0, kl_estimator: str = "k3", entropy_coef: float = 0.0,
+    kl_coef: float = 0.0, kl_estimator: str = "k3", entropy_coef: float = 0.0, surrogate: str = "ppo",
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:  # fmt: skip
     """(loss, metrics, gradients of logprob and entropy) in float64, from the definition by cases."""
     shown = columns["weight"] > 0
@@ -61,23 +61,26 @@ def policy_loss(
     bound = torch.inf if dual_clip is None else dual_clip
     rising = -advantage * ratio.clamp(max=high)
     falling = -advantage * ratio.clamp(min=low).clamp(max=bound)
-    surrogate = torch.where(advantage >= 0, rising, falling)
+    losses = torch.where(advantage >= 0, rising, falling)
     clipped = (advantage > 0) & (ratio > high) | (advantage < 0) & (ratio < low)
-    loss = (weight * surrogate).sum()
+    if surrogate == "cispo":
+        within = torch.where(ratio > high, high, torch.where(ratio < low, low, ratio)).detach()
+        losses, clipped, bound = -advantage * within * c["logprob"], within != ratio, torch.inf
+    loss = (weight * losses).sum()
     metrics = {
-        "policy_loss": loss,
-        "clip_fraction": clipped.sum(),
-        "dual_clip_fraction": ((advantage < 0) & (ratio > bound)).sum(),
-        "approx_kl": -difference.sum(),
+        "surrogate_sum": loss,
+        "clipped_tokens": clipped.sum(),
+        "dual_clipped_tokens": ((advantage < 0) & (ratio > bound)).sum(),
+        "approx_kl_sum": -difference.sum(),
     }
     if "ref_logprob" in c:
         d = c["ref_logprob"] - c["logprob"]
         kl = {"k1": -d, "abs": d.abs(), "k2": d * d / 2, "k3": (d.exp() - d - 1).clamp(max=10)}[kl_estimator]
         loss = loss + kl_coef * (weight * kl).sum()
-        metrics["reference_kl"] = kl.sum()
+        metrics["reference_kl_sum"] = kl.sum()
     if "entropy" in c:
         loss = loss - entropy_coef * (weight * c["entropy"]).sum()
-        metrics["entropy"] = c["entropy"].sum()
+        metrics["entropy_sum"] = c["entropy"].sum()
     slopes: dict[str, Tensor] = {}
     for name in columns.keys() & {"logprob", "entropy"}:
         [slope] = torch.autograd.grad(loss, c[name], retain_graph=True)
@@ -115,12 +118,14 @@ def advantages(
     return episode, step
 
 
-def relative(group: Group, scale: bool, epsilon: float, leave_one_out: bool, keep_lone: bool) -> float:
-    """A value beside its group: exact up to the square root."""
+def relative(
+    group: Group, scale: bool, epsilon: float, ddof: int, leave_one_out: bool, keep_lone: bool
+) -> float:
+    """A value relative to its group: exact up to the square root."""
     value, members = group
     count = len(members)
     mean = Fraction(0) if keep_lone and count == 1 else sum(members, Fraction(0)) / count
-    variance = sum(((x - mean) ** 2 for x in members), Fraction(0)) / max(count - 1, 1)
+    variance = sum(((x - mean) ** 2 for x in members), Fraction(0)) / max(count - ddof, 1)
     deviation = 1.0 if keep_lone and count == 1 else math.sqrt(variance)
-    centred = (value - mean) * (Fraction(count, max(count - 1, 1)) if leave_one_out else 1)
-    return float(centred) / (deviation + epsilon) if scale else float(centred)
+    centered = (value - mean) * (Fraction(count, max(count - 1, 1)) if leave_one_out else 1)
+    return float(centered) / (deviation + epsilon) if scale else float(centered)

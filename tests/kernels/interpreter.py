@@ -1,4 +1,4 @@
-"""Mends Triton's interpreter, which computes on the raw bits of bfloat16 without a word (3.6 and 3.7).
+"""Patches Triton's interpreter, which silently computes on the raw bits of bfloat16 (3.6 and 3.7).
 
 Products of bfloat16 are computed in float32, conversions round to the nearest even, and any other arithmetic
 on bfloat16 raises: kernels upcast before they compute, and one that forgets would pass or fail by accident.
@@ -15,11 +15,11 @@ from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 
-def mend() -> None:
+def patch() -> None:
     """Replace what is wrong in the interpreter; a second call changes nothing."""
-    if getattr(InterpreterBuilder, "mended", False):
+    if getattr(InterpreterBuilder, "patched", False):
         return
-    InterpreterBuilder.mended = True  # pyright: ignore[reportAttributeAccessIssue]
+    InterpreterBuilder.patched = True  # pyright: ignore[reportAttributeAccessIssue]
     InterpreterBuilder.create_dot = _dot_in_float32(InterpreterBuilder.create_dot)
     interpreter._convert_float = _rounding_to_nearest_even(interpreter._convert_float)
     for name in ("unary_op", "binary_op"):

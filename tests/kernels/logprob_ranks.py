@@ -1,4 +1,4 @@
-"""kernels.logprob over a split vocabulary; rank 0 prints what it found, one JSON line a case.
+"""kernels.logprob over a split vocabulary; rank 0 prints one JSON line per case.
 
     torchrun --nproc-per-node 4 tests/kernels/logprob_ranks.py
 
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from kernels.logprob import linear_logprob, logits_logprob
+from kernels.logprob import linear_logprob
 from tests.kernels import exact, interpreter
 
 ROWS_A_RANK = 20
@@ -37,11 +37,11 @@ class Found:
     gathers: int  # collectives of a forward pass
     same_bits: bool  # log-probs and entropies, on every rank
     value_error: float
-    one_rank_error: float  # beside the same backend on an unsplit vocabulary
+    one_rank_error: float  # against the same backend on an unsplit vocabulary
     gradient_error: float
 
 
-def measure(backend: Any, group: dist.ProcessGroup, case: str, linear: bool) -> Found:
+def measure(backend: Any, group: dist.ProcessGroup, case: str) -> Found:
     """One case on this rank's group."""
     world, rank = dist.get_world_size(group), dist.get_rank(group)
     rows = ROWS_A_RANK * 4 // world
@@ -54,10 +54,7 @@ def measure(backend: Any, group: dist.ProcessGroup, case: str, linear: bool) -> 
     h = hidden.clone().requires_grad_()
     w = weight[rank * rows :][:rows].clone().requires_grad_()
     with CommDebugMode() as collectives:
-        if linear:
-            result = torch.stack(linear_logprob(h, w, target, **options))
-        else:
-            result = torch.stack(logits_logprob(h @ w.T, target, **options))
+        result = torch.stack(linear_logprob(h, w, target, **options))
     (torch.stack(upstream) * result).sum().backward()
     assert h.grad is not None
     assert w.grad is not None
@@ -65,7 +62,7 @@ def measure(backend: Any, group: dist.ProcessGroup, case: str, linear: bool) -> 
     everyone = [torch.empty_like(result) for _ in range(world)]
     dist.all_gather(everyone, result.detach(), group)
     return Found(
-        backend if linear else f"{backend} logits",
+        backend,
         world,
         case,
         collectives.get_total_counts(),
@@ -82,15 +79,15 @@ def _largest(one: Tensor, other: Tensor) -> float:
 
 def main() -> None:
     """Print every case."""
-    interpreter.mend()
+    interpreter.patch()
     dist.init_process_group("gloo")
     pairs: list[Any] = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     everyone = dist.group.WORLD
     assert everyone is not None
     for backend in ("reference", "chunked", "triton"):
         for group in (pairs[dist.get_rank() // 2], everyone):
-            for case, linear in [*((c, True) for c in REAL), ("padded", False)]:
-                found = measure(backend, group, case, linear)
+            for case in REAL:
+                found = measure(backend, group, case)
                 if dist.get_rank() == 0:
                     sys.stdout.write(f"RESULT {json.dumps(asdict(found))}\n")
     dist.destroy_process_group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -14,86 +15,86 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.advantage import Columns, Levels, Rules, hierarchical_advantage
+from kernels.advantage import Rule, relative, returns
 from kernels.advantage.reference import moments
 from tests.kernels import exact
-from tests.kernels.advantage_tables import OFFICIAL, PAPER, RULES, on, random_columns, take
+from tests.kernels.advantage_tables import (
+    OFFICIAL,
+    PAPER,
+    RULES,
+    AnchoredSteps,
+    Levels,
+    Rules,
+    levels,
+    on,
+    random_steps,
+    take,
+)
 
 law = settings(derandomize=True, deadline=None)
 EVERY_RULE = pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 
 
-def on_triton(columns: Columns[torch.Tensor], rules: Rules) -> Levels[torch.Tensor]:
+def on_triton(steps: AnchoredSteps, rules: Rules) -> Levels:
     """Programs of a size for the interpreter."""
     from kernels.advantage import triton
 
-    return triton.hierarchical_advantage(columns, rules, triton.Launch(32, 8, 16, 2))
+    launch = triton.Launch(32, 8)
+    return levels(
+        steps, rules, partial(triton.returns, launch=launch), partial(triton.relative, launch=launch)
+    )
 
 
-def assert_same_bits(found: Levels[Any], expected: Levels[Any]) -> None:
-    for name in ("total", "episode", "step", "token"):
-        one, other = getattr(found, name), getattr(expected, name)
-        if other is None:
-            assert one is None
-            continue
+def assert_same_bits(found: Levels, expected: Levels) -> None:
+    for one, other, name in zip(found, expected, ("task", "anchor"), strict=True):
         one = one.cpu().numpy() if isinstance(one, torch.Tensor) else one
-        assert one.dtype == other.dtype == np.float32
-        np.testing.assert_array_equal(one.view(np.uint32), other.view(np.uint32), err_msg=name)
+        assert one.dtype == other.dtype == np.float64
+        np.testing.assert_array_equal(one.view(np.uint64), other.view(np.uint64), err_msg=name)
 
 
-def at(levels: Levels[Any], index: np.ndarray[Any, Any]) -> Levels[Any]:
-    return Levels(levels.total[index], levels.episode[index], levels.step[index], None)
+def at(found: Levels, index: np.ndarray[Any, Any]) -> Levels:
+    return found[0][index], found[1][index]
 
 
 @EVERY_RULE
 def test_values_agree_with_rational_arithmetic(rules: Rules) -> None:
-    columns = random_columns(90, seed=1)
-    found = hierarchical_advantage(columns, rules)
-    read = (columns.group, columns.trajectory, columns.step_group, columns.reward, columns.penalty)
+    steps = random_steps(90, seed=1)
+    found = levels(steps, rules)
+    read = (steps.group, steps.trajectory, steps.anchor[:, 1], steps.reward, steps.penalty)
     rows = list(zip(*(np.asarray(column).tolist() for column in read), strict=True))
-    gamma = Fraction(rules.gamma)
-    levels = exact.advantages(rows, gamma, rules.penalty == "reward", rules.unit == "rows")
-    tolerance = 2e-4 if rules.single else 1e-7  # float32 itself, over a deviation
-    expected = np.zeros((2, 90))
-    for level, (groups, rule) in enumerate(zip(levels, (rules.episode, rules.step), strict=True)):
-        how = (rule.scale, rule.epsilon, rule.leave_one_out, rule.keep_lone)
-        expected[level] = [exact.relative(group, *how) for group in groups]
-    np.testing.assert_allclose(found.episode, expected[0], rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(found.step, expected[1], rtol=tolerance, atol=tolerance)
-    total = expected[0] + rules.omega * expected[1]
-    np.testing.assert_allclose(found.total, total, rtol=tolerance, atol=tolerance)
-    token = np.repeat(found.total, np.diff(np.asarray(columns.token_offsets)))
-    np.testing.assert_array_equal(found.token, token, strict=True)
+    expected = exact.advantages(rows, Fraction(rules.gamma), rules.penalty == "reward", rules.by_row)
+    tolerance = 2e-4 if rules.float32 else 1e-7  # float32 itself, over a deviation
+    for values, groups, rule in zip(found, expected, (rules.task, rules.anchor), strict=True):
+        how = (rule.scale, rule.epsilon, rule.ddof, rule.leave_one_out, rule.keep_lone)
+        truth = [exact.relative(group, *how) for group in groups]
+        np.testing.assert_allclose(values, truth, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.interpret
 @EVERY_RULE
 def test_triton_gives_the_bits_of_numpy_in_any_order(rules: Rules, device: torch.device) -> None:
-    columns = random_columns(70, seed=2)
-    expected = hierarchical_advantage(columns, rules)
-    assert np.count_nonzero(expected.step) > 10
-    assert_same_bits(on_triton(on(device, columns), rules), expected)
+    steps = random_steps(70, seed=2)
+    expected = levels(steps, rules)
+    assert np.count_nonzero(expected[1]) > 10
+    assert_same_bits(on_triton(on(device, steps), rules), expected)
     order = np.random.default_rng(0).permutation(70)
-    shuffled = on_triton(on(device, take(columns, order)), rules)
+    shuffled = on_triton(on(device, take(steps, order)), rules)
     assert_same_bits(shuffled, at(expected, order))
 
 
 @pytest.mark.interpret
 @pytest.mark.parametrize("rows", [1, 3])
-def test_few_rows_without_step_level_or_tokens(rows: int, device: torch.device) -> None:
-    columns = replace(random_columns(rows, tasks=1), step_group=None, token_offsets=None)
-    expected = hierarchical_advantage(columns, PAPER)
-    assert not expected.step.any()
-    assert expected.total.tolist() == expected.episode.tolist()
-    assert_same_bits(on_triton(on(device, columns), PAPER), expected)
+def test_few_rows(rows: int, device: torch.device) -> None:
+    steps = random_steps(rows, tasks=1)
+    assert_same_bits(on_triton(on(device, steps), PAPER), levels(steps, PAPER))
 
 
 @pytest.mark.interpret
-def test_rows_without_tokens(device: torch.device) -> None:
-    columns = replace(random_columns(20), token_offsets=np.zeros(21, dtype=np.int64))
-    expected = hierarchical_advantage(columns, PAPER)
-    assert np.asarray(expected.token).shape == (0,)
-    assert_same_bits(on_triton(on(device, columns), PAPER), expected)
+def test_public_functions_compute_where_the_columns_are(device: torch.device) -> None:
+    steps = random_steps(20)
+    found = levels(on(device, steps), PAPER)
+    assert [level.device.type for level in found] == [device.type] * 2
+    assert_same_bits(found, levels(steps, PAPER))
 
 
 @pytest.mark.interpret
@@ -101,19 +102,18 @@ def test_extremes_have_the_same_bits(device: torch.device) -> None:
     """Sums that cancel, values of one part in 1e330, negative zeros: one scale of a group holds them all."""
     rewards = [1e30, -1e30, 1e-300, 3e-300, -0.0, 0.0, 1 / 3, -1 / 7, 5e-324, 1e17]
     count = np.arange(10)
-    columns = Columns(np.array(rewards), np.zeros(10), count // 5, count, np.zeros_like(count), count % 3)
+    anchor = np.stack([count % 3, count % 3], axis=1)
+    steps = AnchoredSteps(np.array(rewards), np.zeros(10), count // 5, count, np.zeros_like(count), anchor)
     for rules in RULES.values():
-        expected = hierarchical_advantage(columns, rules)
-        assert np.isfinite(expected.total).all()
-        assert_same_bits(on_triton(on(device, columns), rules), expected)
+        expected = levels(steps, rules)
+        assert np.isfinite(expected).all()
+        assert_same_bits(on_triton(on(device, steps), rules), expected)
 
 
 def test_no_rows() -> None:
-    none = random_columns(1)
-    none = replace(take(none, np.zeros(0, dtype=np.int64)), token_offsets=np.zeros(1, dtype=np.int64))
-    for found in (hierarchical_advantage(none, PAPER), on_triton(on(torch.device("cpu"), none), PAPER)):
-        every = (found.total, found.episode, found.step, found.token)
-        assert [np.asarray(column).shape for column in every] == [(0,)] * 4
+    none = take(random_steps(1), np.zeros(0, dtype=np.int64))
+    for found in (levels(none, PAPER), on_triton(on(torch.device("cpu"), none), PAPER)):
+        assert [tuple(level.shape) for level in found] == [(0,), (0,)]
 
 
 @pytest.mark.interpret
@@ -121,26 +121,48 @@ def test_no_rows() -> None:
 def test_equal_rewards_give_exactly_zero(reward: float, device: torch.device) -> None:
     count = np.arange(7)
     one = np.zeros_like(count)
-    columns = Columns(np.full(7, reward), np.zeros(7), one, count, one, one)
+    steps = AnchoredSteps(np.full(7, reward), np.zeros(7), one, count, one, np.zeros((7, 2), dtype=np.int64))
     for rules in RULES.values():
-        assert not hierarchical_advantage(columns, rules).total.any()
-        assert not on_triton(on(device, columns), rules).total.any()
+        for found in (levels(steps, rules), on_triton(on(device, steps), rules)):
+            assert not any(level.any() for level in found)
 
 
 @pytest.mark.interpret
 def test_a_lone_trajectory_gets_zero_or_keeps_its_score(device: torch.device) -> None:
-    columns = Columns(np.array([7.0]), np.array([0.5]), *(np.zeros((4, 1), dtype=np.int64)))
-    for compute in (hierarchical_advantage, lambda c, r: on_triton(on(device, c), r)):
-        assert compute(columns, PAPER).total.tolist() == [0.0]
-        assert compute(columns, OFFICIAL).total.tolist() == pytest.approx([6.5 / (1 + 1e-6)], rel=1e-7)
+    zero = np.zeros(1, dtype=np.int64)
+    steps = AnchoredSteps(
+        np.array([7.0]), np.array([0.5]), zero, zero, zero, np.zeros((1, 2), dtype=np.int64)
+    )
+    for compute in (levels, lambda s, r: on_triton(on(device, s), r)):
+        assert [level.tolist() for level in compute(steps, PAPER)] == [[0.0], [0.0]]
+        task, anchor = compute(steps, OFFICIAL)
+        assert task.tolist() == pytest.approx([6.5 / (1 + 1e-6)], rel=1e-7)
+        assert anchor.tolist() == [0.0]
+
+
+@pytest.mark.interpret
+@EVERY_RULE
+def test_a_group_without_members_has_mean_and_deviation_zero(rules: Rules, device: torch.device) -> None:
+    """Numpy said so, Triton NaN: values stay, over epsilon if they are scaled; there are no others' means."""
+    from kernels.advantage import triton
+
+    values, group = np.array([3.0, -0.5, 4.0, 7.0]), np.array([0, 1, 0, 1])
+    member = np.array([True, False, True, False])
+    for rule in (rules.task, rules.anchor):
+        expected = relative(values, group, rule, member)
+        factor = 0.0 if rule.leave_one_out else 1.0 / rule.epsilon if rule.scale else 1.0
+        np.testing.assert_allclose(expected[[1, 3]], [-0.5 * factor, 7.0 * factor], rtol=1e-15)
+        values_, group_, member_ = (torch.from_numpy(c).to(device) for c in (values, group, member))
+        found = triton.relative(values_, group_, rule, member_, triton.Launch(32, 8))
+        np.testing.assert_array_equal(found.cpu().numpy().view(np.uint64), expected.view(np.uint64))
 
 
 @law
 @given(st.integers(1, 60), st.integers(0, 10**6), st.sampled_from(sorted(RULES)), st.randoms())
 def test_order_of_rows_changes_no_bit(rows: int, seed: int, name: str, random: Random) -> None:
-    columns = random_columns(rows, seed)
+    steps = random_steps(rows, seed)
     order = np.array(random.sample(range(rows), rows))
-    straight, shuffled = (hierarchical_advantage(c, RULES[name]) for c in (columns, take(columns, order)))
+    straight, shuffled = (levels(s, RULES[name]) for s in (steps, take(steps, order)))
     assert_same_bits(shuffled, at(straight, order))
 
 
@@ -188,32 +210,42 @@ def test_fixed_point_is_as_good_as_float64_in_large_groups(outlier: float) -> No
 
 
 def test_wrong_columns_are_named() -> None:
-    columns = random_columns(5)
+    steps = random_steps(5)
     with pytest.raises(ValueError, match=r"reward must be float64\[5\], got float32\[5\]"):
-        hierarchical_advantage(replace(columns, reward=columns.reward.astype(np.float32)), PAPER)
-    with pytest.raises(ValueError, match=r"token_offsets must be int64\[6\], got int64\[5\]"):
-        hierarchical_advantage(replace(columns, token_offsets=columns.group), PAPER)
+        returns(replace(steps, reward=steps.reward.astype(np.float32)), 0.95)
     strided = torch.zeros(5, 2, dtype=torch.float64)[:, 0]
     with pytest.raises(ValueError, match="penalty must be a contiguous tensor"):
-        hierarchical_advantage(replace(on(torch.device("cpu"), columns), penalty=strided), PAPER)
-    with pytest.raises(ValueError, match="trajectory 0 has step 1 where step 0 was due"):
-        hierarchical_advantage(replace(columns, step=columns.step + 1), PAPER)
+        returns(replace(on(torch.device("cpu"), steps), penalty=strided), 0.95)
+    with pytest.raises(ValueError, match=r"group must be int64\[5\], got int64\[4\]"):
+        relative(steps.reward, steps.group[1:], Rule())
+    with pytest.raises(ValueError, match=r"member must be bool\[5\], got int64\[5\]"):
+        relative(steps.reward, steps.group, Rule(), steps.step)
 
 
-def test_backends_are_checked_and_tensors_come_back_as_tensors() -> None:
-    columns = random_columns(5)
-    with pytest.raises(ValueError, match="backend must be one of auto, triton, reference, got 'cuda'"):
-        hierarchical_advantage(columns, PAPER, backend="cuda")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="backend 'triton' needs torch tensors, got numpy arrays"):
-        hierarchical_advantage(columns, PAPER, backend="triton")
-    found = hierarchical_advantage(on(torch.device("cpu"), columns), PAPER)
-    assert isinstance(found.token, torch.Tensor)
-    assert_same_bits(found, hierarchical_advantage(columns, PAPER))
+@pytest.mark.interpret
+def test_a_step_that_is_missing_or_doubled_is_named(device: torch.device) -> None:
+    count, zero = np.arange(3), np.zeros(3, dtype=np.int64)
+    for step, said in (
+        (count + 1, "trajectory 0 has step 1 where step 0 was due"),
+        (np.array([0, 2, 1]) * 2, "trajectory 0 has step 2 where step 1 was due"),
+        (np.array([0, 1, 1]), "trajectory 0 has step 1 where step 2 was due"),
+    ):
+        steps = AnchoredSteps(np.zeros(3), np.zeros(3), zero, zero, step, np.zeros((3, 2), dtype=np.int64))
+        for table in (steps, on(device, steps)):
+            with pytest.raises(ValueError, match=said):
+                levels(table, PAPER)
+
+
+def test_tensors_on_the_host_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton import knobs
+
+    monkeypatch.setattr(knobs.runtime, "interpret", False)
+    with pytest.raises(ValueError, match="Triton needs CUDA tensors, got one on cpu: pass numpy arrays"):
+        returns(on(torch.device("cpu"), random_steps(5)), 0.95)
 
 
 @pytest.mark.gpu
 @EVERY_RULE
 def test_409600_rows_on_the_gpu_have_the_bits_of_numpy(rules: Rules) -> None:
-    columns = random_columns(409_600, tasks=2048, states=20)
-    found = hierarchical_advantage(on(torch.device("cuda"), columns), rules)
-    assert_same_bits(found, hierarchical_advantage(columns, rules))
+    steps = random_steps(409_600, tasks=2048, states=20)
+    assert_same_bits(levels(on(torch.device("cuda"), steps), rules), levels(steps, rules))

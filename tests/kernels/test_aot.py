@@ -1,4 +1,4 @@
-"""Every kernel compiled as production launches it, for sm_80, sm_90 and sm_100, beside the record."""
+"""Every kernel compiled as production launches it, for sm_80, sm_90 and sm_100, against the record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from tools import aot_kernels
-from tools.aot_kernels import RECORD, Resources, complaints, read_record, write_record
+from tools.bench import aot
+from tools.bench.aot import RECORD, Resources, complaints, read_record, write_record
 
 pytestmark = pytest.mark.aot
 HINT = "python tools/aot_kernels.py --record"
@@ -35,14 +36,14 @@ def test_nothing_spills_and_nothing_grew(compiled: subprocess.CompletedProcess[s
     assert compiled.returncode == 0, compiled.stdout[-3000:] + compiled.stderr[-3000:]
     result: dict[str, Any] = json.loads(compiled.stdout.splitlines()[-1])
     found = [Resources(**row) for row in result["kernels"]]
-    assert {r.op for r in found} == set(aot_kernels.operations())
-    variants = [v for op in aot_kernels.operations() for v in aot_kernels.variants(op)]
+    assert {r.op for r in found} == set(aot.operations())
+    variants = [v for op in aot.operations() for v in aot.variants(op)]
     assert len(found) == sum(len(variant.targets) for variant in variants)
     assert not [r.key for r in found if r.sm == 90 and r.spills]
 
 
 @pytest.mark.parametrize("name", ["registers", "stack", "shared", "instructions"])
-def test_a_growth_is_told(name: str) -> None:
+def test_growth_is_reported(name: str) -> None:
     rows = record()
     now = getattr(rows[0], name)
     before: Any = {name: now - 1}
@@ -50,7 +51,7 @@ def test_a_growth_is_told(name: str) -> None:
     assert line == f"{rows[0].op}/{rows[0].variant} on sm_{rows[0].sm}: {name} grew from {now - 1} to {now}"
 
 
-def test_another_triton_is_held_to_the_limits_alone() -> None:
+def test_another_triton_is_only_held_to_the_limits() -> None:
     rows = record()
     before = [replace(r, registers=r.registers - 1, triton="0.0.0") for r in rows]
     assert complaints(rows, before) == []
@@ -58,19 +59,19 @@ def test_another_triton_is_held_to_the_limits_alone() -> None:
     assert len(complaints(spilling, before)) == sum(r.sm == 90 for r in rows) > 0
 
 
-def test_float_atomics_are_told() -> None:
+def test_float_atomics_are_reported() -> None:
     rows = [replace(record()[0], float_atomics=1)]
     assert [line.endswith("its sums differ from run to run") for line in complaints(rows, rows)] == [True]
 
 
-def test_shared_memory_beyond_the_hardware_is_told() -> None:
-    rows = [replace(r, shared=aot_kernels.SHARED_LIMIT[r.sm] + 1) for r in record()[:1]]
-    assert [line.endswith("exceed " + str(aot_kernels.SHARED_LIMIT[rows[0].sm]))
+def test_shared_memory_beyond_the_hardware_is_reported() -> None:
+    rows = [replace(r, shared=aot.SHARED_LIMIT[r.sm] + 1) for r in record()[:1]]
+    assert [line.endswith("exceed " + str(aot.SHARED_LIMIT[rows[0].sm]))
             for line in complaints(rows, rows)] == [True]  # fmt: skip
 
 
-def test_a_product_without_tensor_cores_is_told() -> None:
-    wanted = {(op, v.name) for op in aot_kernels.operations() for v in aot_kernels.variants(op) if v.product}
+def test_a_product_without_tensor_cores_is_reported() -> None:
+    wanted = {(op, v.name) for op in aot.operations() for v in aot.variants(op) if v.product}
     rows = [replace(r, products=0) for r in record()]
     found = [line for line in complaints(rows, rows) if line.endswith("without tensor-core instructions")]
     assert len(found) == sum((r.op, r.variant) in wanted for r in rows) > 0

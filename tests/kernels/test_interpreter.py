@@ -1,4 +1,4 @@
-"""The interpreter's bfloat16, as tests/kernels/interpreter.py mends it; on a GPU the same holds by itself."""
+"""The interpreter's bfloat16, as tests/kernels/interpreter.py patches it; a GPU needs no patch."""
 
 from __future__ import annotations
 

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.logprob import Backend, blocks, chunked, linear_logprob, logits_logprob, triton
-from kernels.logprob.statistics import Rows, finish, merge, no_statistics
+from kernels.logprob import LogprobBackend, blocks, chunked, linear_logprob, triton
+from kernels.logprob import rows as torch_rows
+from kernels.logprob.statistics import Rows, finish, merge, no_statistics, slopes
+from kernels.sizes import TRITON_ELEMENTS
 from tests.kernels import exact
 
 BACKENDS = ["reference", "chunked", pytest.param("triton", marks=pytest.mark.interpret)]
@@ -21,7 +23,7 @@ Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def inputs(backend: str, device: torch.device, **sizes: Any) -> Inputs:
-    """Inputs on `device`, where the Triton backend multiplies bfloat16."""
+    """Inputs on `device`; on CUDA the Triton backend multiplies bfloat16."""
     hidden, weight, *rest = (x.to(device) for x in exact.inputs(**sizes))
     if backend == "triton" and device.type == "cuda":
         hidden, weight = hidden.bfloat16(), weight.bfloat16()
@@ -57,7 +59,7 @@ TEMPERATURES = [1.0, 0.4, torch.linspace(0.2, 3.0, 7)]
 @pytest.mark.parametrize("vocab_size", [None, 29, 23], ids=["whole", "exact", "padded"])
 @pytest.mark.parametrize("temperature", TEMPERATURES, ids=["1", "0.4", "per-token"])
 def test_values_and_gradients(
-    backend: Backend, temperature: float | Tensor, vocab_size: int | None, device: torch.device
+    backend: LogprobBackend, temperature: float | Tensor, vocab_size: int | None, device: torch.device
 ) -> None:
     hidden, weight, target, *upstream = inputs(backend, device)
     real = vocab_size or len(weight)
@@ -76,23 +78,27 @@ SHAPES = [(37, 72, 133), (1, 40, 257), (5, 136, 1003), (18, 17, 70)]  # descript
 
 @every
 @pytest.mark.parametrize("shape", SHAPES, ids=["T{}-H{}-V{}".format(*shape) for shape in SHAPES])
-def test_sizes_that_fit_no_tile(backend: Backend, shape: tuple[int, int, int], device: torch.device) -> None:
+def test_sizes_that_fit_no_tile(
+    backend: LogprobBackend, shape: tuple[int, int, int], device: torch.device
+) -> None:
     tokens, width, vocab = shape
     case = inputs(backend, device, tokens=tokens, width=width, vocab=vocab)
     agree(ours(*case, backend=backend), exact.linear_logprob(*case), atol=2e-5)
 
 
 @every
-def test_vocabulary_of_qwen(backend: Backend, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vocabulary_of_qwen(
+    backend: LogprobBackend, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wide = triton.Tile(16, 16384, 16, 2, 2, 4, tma=True)
-    monkeypatch.setattr(triton, "INTERPRETED", wide)  # an interpreter takes its time by the tile
+    monkeypatch.setattr(triton, "INTERPRETED", wide)  # the interpreter is slow per tile
     case = inputs(backend, device, tokens=3, width=16, vocab=151_936)
     agree(ours(*case, backend=backend), exact.linear_logprob(*case), atol=2e-5)
 
 
 @every
 @pytest.mark.parametrize("which", ["logprob", "entropy"])
-def test_each_output_has_its_own_gradient(backend: Backend, which: str, device: torch.device) -> None:
+def test_each_output_has_its_own_gradient(backend: LogprobBackend, which: str, device: torch.device) -> None:
     """The other one is not even used: its gradient is None, not zeros."""
     hidden, weight, target, d_logprob, d_entropy = inputs(backend, device, seed=1)
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
@@ -111,7 +117,7 @@ def test_each_output_has_its_own_gradient(backend: Backend, which: str, device: 
 
 
 @every
-def test_only_what_needs_a_gradient_gets_one(backend: Backend, device: torch.device) -> None:
+def test_only_what_needs_a_gradient_gets_one(backend: LogprobBackend, device: torch.device) -> None:
     hidden, weight, target, *upstream = inputs(backend, device)
     expected = exact.linear_logprob(hidden, weight, target, *upstream)
     for i in (0, 1):
@@ -130,7 +136,7 @@ def test_only_what_needs_a_gradient_gets_one(backend: Backend, device: torch.dev
 
 
 @every
-def test_one_huge_logit(backend: Backend, device: torch.device) -> None:
+def test_one_huge_logit(backend: LogprobBackend, device: torch.device) -> None:
     """exp of it overflows; its token is certain, all others cost its size, and certainty has no entropy."""
     hidden, weight, target, *upstream = inputs(backend, device)
     hidden[:, 0], weight[:, 0] = 1.0, 0.0
@@ -146,7 +152,9 @@ def test_one_huge_logit(backend: Backend, device: torch.device) -> None:
 
 
 @every
-def test_no_tokens(backend: Backend, device: torch.device) -> None:
+def test_no_tokens_give_empty_values_and_a_zero_weight_gradient(
+    backend: LogprobBackend, device: torch.device
+) -> None:
     hidden, weight, target, *upstream = inputs(backend, device)
     found = ours(hidden[:0], weight, target[:0], upstream[0][:0], upstream[1][:0], backend=backend)
     assert found[0].shape == found[1].shape == (0,)
@@ -154,7 +162,7 @@ def test_no_tokens(backend: Backend, device: torch.device) -> None:
 
 
 @every
-def test_one_token_in_a_vocabulary_of_one(backend: Backend, device: torch.device) -> None:
+def test_one_token_in_a_vocabulary_of_one(backend: LogprobBackend, device: torch.device) -> None:
     hidden, weight = torch.ones(1, 16, device=device), torch.ones(1, 16, device=device)
     if backend == "triton" and device.type == "cuda":
         hidden, weight = hidden.bfloat16(), weight.bfloat16()
@@ -164,8 +172,8 @@ def test_one_token_in_a_vocabulary_of_one(backend: Backend, device: torch.device
 
 
 @every
-def test_targets_outside_the_shard(backend: Backend, device: torch.device) -> None:
-    """A shard alone gives them probability 0, and their logit's share of the gradient falls on nobody."""
+def test_targets_outside_the_shard(backend: LogprobBackend, device: torch.device) -> None:
+    """A shard alone gives them probability 0, and their logit's share of the gradient is dropped."""
     hidden, weight, _, d_logprob, _ = inputs(backend, device)
     target = torch.tensor([40, 45, 68, 39, 69, 0, 200], device=device)  # the shard holds [40, 69)
     options: Any = {"vocab_start": 40, "backend": backend}
@@ -185,7 +193,7 @@ def test_targets_outside_the_shard(backend: Backend, device: torch.device) -> No
 
 
 @every
-def test_without_entropy(backend: Backend, device: torch.device) -> None:
+def test_without_entropy(backend: LogprobBackend, device: torch.device) -> None:
     hidden, weight, target, d_logprob, d_entropy = inputs(backend, device)
     h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     logprob, entropy = linear_logprob(h, w, target, entropy=False, backend=backend)
@@ -198,7 +206,7 @@ def test_without_entropy(backend: Backend, device: torch.device) -> None:
 
 
 @every
-def test_bfloat16(backend: Backend, device: torch.device) -> None:
+def test_bfloat16(backend: LogprobBackend, device: torch.device) -> None:
     """Products are summed in float32: values are as exact as of float32 matrices."""
     hidden, weight, target, *upstream = inputs(backend, device, tokens=20, width=64, vocab=100)
     hidden, weight = hidden.bfloat16(), weight.bfloat16()
@@ -212,7 +220,7 @@ def test_bfloat16(backend: Backend, device: torch.device) -> None:
 
 
 @every
-def test_same_bits_every_time(backend: Backend, device: torch.device) -> None:
+def test_same_bits_every_time(backend: LogprobBackend, device: torch.device) -> None:
     case = inputs(backend, device, tokens=20, width=24, vocab=100)
     one, other = (ours(*case, backend=backend) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -221,11 +229,11 @@ def test_same_bits_every_time(backend: Backend, device: torch.device) -> None:
 @pytest.mark.parametrize("elements", [64, 256, 1 << 14])
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_any_blocks_give_the_same(
-    backend: Backend, elements: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    backend: LogprobBackend, elements: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """1 to 30 blocks of tokens x vocabulary, the last of each direction cut short."""
     monkeypatch.setattr(blocks, "ALIGN", 32)
-    for module, name in ((chunked, "CPU_ELEMENTS"), (chunked, "CUDA_ELEMENTS"), (triton, "ELEMENTS")):
+    for module, name in ((chunked, "CPU_ELEMENTS"), (chunked, "CUDA_ELEMENTS"), (triton, "TRITON_ELEMENTS")):
         monkeypatch.setattr(module, name, elements)
     case = inputs(backend, device, tokens=37, width=16, vocab=133)
     agree(ours(*case, backend=backend), exact.linear_logprob(*case), atol=2e-5)
@@ -233,20 +241,20 @@ def test_any_blocks_give_the_same(
 
 def test_blocks_cover_all_and_keep_their_size() -> None:
     for tokens in (0, 1, 8192, 32_768, 100_000):
-        height, width = blocks.block_shape(tokens, triton.ELEMENTS)
+        height, width = blocks.block_shape(tokens, TRITON_ELEMENTS)
         covered = list(blocks.cut(tokens, height))
         assert sum(s.stop - s.start for s in covered) == tokens
-        assert height * width <= triton.ELEMENTS
-        whole, narrow = blocks.block_shape(tokens, triton.ELEMENTS, whole=True)
+        assert height * width <= TRITON_ELEMENTS
+        whole, narrow = blocks.block_shape(tokens, TRITON_ELEMENTS, whole=True)
         assert whole >= tokens
         assert narrow >= blocks.ALIGN
-    assert blocks.block_shape(32_768, triton.ELEMENTS) == (8192, 12_288)
+    assert blocks.block_shape(32_768, TRITON_ELEMENTS) == (8192, 12_288)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 6), st.integers(0, 2**16), st.floats(0.1, 100.0))
 def test_merging_parts_gives_the_whole(parts: int, seed: int, scale: float) -> None:
-    """However the columns are dealt out to parts, some of them empty."""
+    """However the columns are split into parts, some of them empty."""
     generator = torch.Generator().manual_seed(seed)
     logits = scale * torch.randn(4, 23, generator=generator)
     target = torch.randint(0, 23, (4,), generator=generator)
@@ -254,78 +262,43 @@ def test_merging_parts_gives_the_whole(parts: int, seed: int, scale: float) -> N
     pieces = no_statistics(parts, logits)
     for i, (start, stop) in enumerate(zip([0, *cuts], [*cuts, 23], strict=True)):
         rows = Rows.of(target, 1.0, start, stop - start, None, entropy=True)
-        pieces[i] = chunked.logits_statistics(logits[:, start:stop], rows)
+        if stop > start:
+            pieces[i] = torch_rows.statistics(logits[:, start:stop].clone(), rows)
     logprob, entropy, _ = finish(merge(pieces))
     expected = logits.double().log_softmax(1)
     assert (logprob - expected[range(4), target]).abs().max() < 1e-6 * (1 + scale)
     assert (entropy + (expected.exp() * expected).sum(1)).abs().max() < 1e-5
 
 
-@every
+@pytest.mark.interpret
+@pytest.mark.parametrize("entropy", [True, False], ids=["entropy", "no-entropy"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("inplace", [False, True], ids=["kept", "inplace"])
-def test_logits_that_exist(backend: Backend, dtype: torch.dtype, inplace: bool, device: torch.device) -> None:
-    hidden, weight, target, *upstream = (x.to(device) for x in exact.inputs(tokens=9, width=40, vocab=45))
-    logits = (2 * hidden @ weight.T).to(dtype)
-    target = target.clamp(max=40)
-    unit = torch.eye(45, device=device)
-    case: Any = {"temperature": 0.7, "vocab_size": 41}
-    expected = exact.linear_logprob(logits, unit, target, *upstream, **case)
-    given = logits.clone().requires_grad_()
-    own = given * 1.0  # whose storage backward may take
-    kept = inplace and backend != "reference"
-    logprob, entropy = logits_logprob(
-        own,
-        target,
-        inplace_backward=kept,
-        backend=backend,
-        **case,
-    )
-    assert torch.equal(own, logits)
-    (upstream[0] * logprob + upstream[1] * entropy).sum().backward()
-    assert given.grad is not None
+def test_triton_reads_rows_as_torch_does(
+    dtype: torch.dtype, entropy: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`chunked` takes the Triton rows on CUDA: 41 real columns of 45, in blocks that do not divide them."""
+    from kernels.logprob import row_kernels
+
+    monkeypatch.setitem(row_kernels.META, "BLOCK", 16)
+    logits = 3 * torch.randn(9, 45, generator=torch.Generator().manual_seed(0)).to(device)
+    target = torch.tensor([0, 40, 5, 5, 41, -1, 7, 39, 20], device=device)  # two of them elsewhere
+    split = Rows.of(target, 0.7, 0, 45, 41, entropy)
+    expected = torch_rows.statistics(logits[:, :41].clone(), split)
+    found = row_kernels.statistics(logits, split)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn(2, 9, generator=torch.Generator().manual_seed(1)).to(device)
+    _, h, log_sum = finish(expected)
+    backward, table = slopes(split, log_sum, h, upstream[0], upstream[1] if entropy else None)
+    gradient = row_kernels.gradients(logits, backward, table, dtype)
+    truth = torch_rows.gradients(logits[:, :41].clone(), backward, table, dtype)
+    assert gradient.dtype is dtype
     rounding = 2e-6 if dtype is torch.float32 else 4e-3
-    assert (logprob - expected[0]).abs().max() < 1e-5
-    assert (entropy - expected[1]).abs().max() < 1e-5
-    assert (given.grad - expected[2]).abs().max() <= 1e-6 + rounding * expected[2].abs().max()
-    assert not given.grad[:, 41:].any()
-    assert torch.equal(own.detach(), given.grad) == kept  # the gradient lies where the logits lay
+    assert (gradient[:, :41] - truth).abs().max() <= 1e-6 + rounding * truth.abs().max()
+    assert not gradient[:, 41:].any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_overwritten_logits_refuse_a_second_backward(backend: Backend, device: torch.device) -> None:
-    given = torch.randn(3, 8, device=device).requires_grad_()
-    logprob, _ = logits_logprob(
-        given * 1.0, torch.arange(3, device=device), inplace_backward=True, backend=backend
-    )
-    logprob.sum().backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        logprob.sum().backward()
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_logits_masked_by_the_caller(backend: Backend, device: torch.device) -> None:
-    """-inf is no logit: its token has probability 0, and 0 * inf must not reach entropy or gradient."""
-    logits = torch.randn(3, 40, device=device)
-    logits[:, 7:35] = -torch.inf
-    target = torch.tensor([0, 36, 39], device=device)
-    given = logits.clone().requires_grad_()
-    logprob, entropy = logits_logprob(given, target, backend=backend)
-    (logprob + entropy).sum().backward()
-    live = [*range(7), *range(35, 40)]
-    unit = torch.eye(12, device=device)
-    narrow = torch.tensor([0, 8, 11], device=device)
-    one = torch.ones(3, device=device)
-    expected = exact.linear_logprob(logits[:, live], unit, narrow, one, one)
-    assert given.grad is not None
-    assert (logprob - expected[0]).abs().max() < 1e-6
-    assert (entropy - expected[1]).abs().max() < 1e-6
-    assert (given.grad[:, live] - expected[2]).abs().max() < 1e-6
-    assert not given.grad[:, 7:35].any()
-
-
-@pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_weight_gradient_goes_to_main_grad(backend: Backend, device: torch.device) -> None:
+def test_weight_gradient_goes_to_main_grad(backend: LogprobBackend, device: torch.device) -> None:
     """Two micro-batches add up there; a tied embedding's own gradient takes autograd's way."""
     hidden, weight, target, *upstream = inputs(backend, device)
     head = torch.nn.Parameter(weight.clone())
@@ -354,7 +327,7 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         ("got torch.float64", (hidden, weight.double(), target), {}),
         (r"target must be int64 \[7\], got torch.int32", (hidden, weight, target.int()), {}),
         (r"target must be int64 \[7\]", (hidden, weight, target[:3]), {}),
-        ("expected a float matrix", (hidden[0], weight, target[:1]), {}),
+        ("hidden must be a float matrix", (hidden[0], weight, target[:1]), {}),
         (r"temperature must be a number or \[7\]", (hidden, weight, target), {"temperature": torch.ones(3)}),
         ("temperature must be > 0, got 0", (hidden, weight, target), {"temperature": 0.0}),
         ("vocab_size must be >= 1, got 0", (hidden, weight, target), {"vocab_size": 0}),

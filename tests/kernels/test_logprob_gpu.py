@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.logprob import Backend, linear_logprob
+from kernels.logprob import LogprobBackend, linear_logprob
 from tests.kernels import exact
 
 pytestmark = pytest.mark.gpu
 TOKENS, WIDTH, VOCAB, REAL = 4096, 3584, 152_064, 151_936
-EXTRA = 0.6e9  # bytes beside inputs, results and main_grad
-BACKENDS: tuple[Backend, ...] = ("triton", "chunked")
+EXTRA = 0.6e9  # bytes in addition to inputs, results and main_grad
+BACKENDS: tuple[LogprobBackend, ...] = ("triton", "chunked")
 
 
 def head(device: torch.device) -> tuple[torch.nn.Parameter, Tensor]:
@@ -36,7 +36,7 @@ def tokens(count: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Te
 
 @pytest.mark.parametrize("count", [TOKENS, TOKENS - 77], ids=["T4096", "T4019"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_values_and_gradient_of_hidden(backend: Backend, count: int, device: torch.device) -> None:
+def test_values_and_gradient_of_hidden(backend: LogprobBackend, count: int, device: torch.device) -> None:
     """Every sixteenth row against float64."""
     weight, _ = head(device)
     hidden, target, d_logprob, d_entropy = tokens(count, device)
@@ -53,7 +53,7 @@ def test_values_and_gradient_of_hidden(backend: Backend, count: int, device: tor
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradient_of_the_weight(backend: Backend, device: torch.device) -> None:
+def test_gradient_of_the_weight(backend: LogprobBackend, device: torch.device) -> None:
     weight, main_grad = head(device)
     hidden, target, d_logprob, d_entropy = tokens(300, device)
     logprob, entropy = linear_logprob(hidden, weight, target, vocab_size=REAL, backend=backend)
@@ -65,7 +65,7 @@ def test_gradient_of_the_weight(backend: Backend, device: torch.device) -> None:
 
 @pytest.mark.parametrize("count", [TOKENS, 8 * TOKENS], ids=["T4096", "T32768"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_extra_memory(backend: Backend, count: int, device: torch.device) -> None:
+def test_extra_memory(backend: LogprobBackend, count: int, device: torch.device) -> None:
     weight, _ = head(device)
     hidden, target, d_logprob, d_entropy = tokens(count, device)
     before = torch.cuda.memory_allocated()

@@ -6,16 +6,15 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 from triton.runtime import Autotuner
 
-from kernels.logprob import Backend, linear_logprob, logits_logprob, triton
+from kernels.logprob import LogprobBackend, linear_logprob, triton
 from tests.kernels import exact
-from tests.kernels.test_logprob import BACKENDS, agree, every, inputs, ours
+from tests.kernels.test_logprob import agree, every, inputs, ours
 
 
 @every
-def test_verl_2656_log_sum_over_padding(backend: Backend, device: torch.device) -> None:
+def test_verl_2656_log_sum_over_padding(backend: LogprobBackend, device: torch.device) -> None:
     """Padded columns, and those that fill the last tile, are in no sum: with large ones nothing changes."""
     hidden, weight, target, *upstream = inputs(backend, device, vocab=70)
     target = target.clamp(max=64)
@@ -29,18 +28,18 @@ def test_verl_2656_log_sum_over_padding(backend: Backend, device: torch.device) 
 
 
 @every
-def test_verl_2899_vocabulary_of_no_multiple_of_256(backend: Backend, device: torch.device) -> None:
+def test_verl_2899_vocabulary_of_no_multiple_of_256(backend: LogprobBackend, device: torch.device) -> None:
     """One column beyond a tile, and one short of it; zeros behind the end would be logits of 0."""
     for vocab in (257, 255):
         hidden, weight, target, *upstream = inputs(backend, device, tokens=3, vocab=vocab)
-        hidden[:, 0], weight[:, 0] = 100.0, -1.0  # beside these a logit of 0 takes all
+        hidden[:, 0], weight[:, 0] = 100.0, -1.0  # next to these a logit of 0 gets all the probability
         case = (hidden, weight, target, *upstream)
         agree(ours(*case, backend=backend), exact.linear_logprob(*case), atol=2e-3)
 
 
 @every
-def test_verl_epilogue_maximum_started_at_0(backend: Backend, device: torch.device) -> None:
-    """Where all logits are far below 0, a maximum of 0 makes every exponential vanish (SkyRL #2141: NaN)."""
+def test_verl_epilogue_maximum_started_at_0(backend: LogprobBackend, device: torch.device) -> None:
+    """If all logits are far below 0, a maximum of 0 makes every exponential vanish (SkyRL #2141: NaN)."""
     hidden, weight = torch.ones(3, 16, device=device), torch.full((70, 16), -625.0, device=device)
     if backend == "triton" and device.type == "cuda":
         hidden, weight = hidden.bfloat16(), weight.bfloat16()
@@ -53,15 +52,17 @@ def test_verl_epilogue_maximum_started_at_0(backend: Backend, device: torch.devi
 
 
 @every
-def test_verl_hidden_size_of_no_multiple_of_128(backend: Backend, device: torch.device) -> None:
+def test_verl_hidden_size_of_no_multiple_of_128(backend: LogprobBackend, device: torch.device) -> None:
     for width in (8, 33, 129):
         case = inputs(backend, device, tokens=3, width=width, vocab=40)
         agree(ours(*case, backend=backend), exact.linear_logprob(*case))
 
 
 @every
-def test_skyrl_2141_nan_where_logits_are_strongly_negative(backend: Backend, device: torch.device) -> None:
-    """One logit of each row is large, of either sign, between tiles where all vanish beside it."""
+def test_skyrl_2141_nan_when_logits_are_strongly_negative(
+    backend: LogprobBackend, device: torch.device
+) -> None:
+    """One logit of each row is large, of either sign, between tiles in which all others vanish."""
     hidden, weight, target, *upstream = inputs(backend, device, tokens=4, vocab=200)
     hidden[:, 0], weight[:, 0] = torch.tensor([1.0, -1.0, 50.0, -50.0], device=device), 0.0
     weight[130, 0] = -3e3
@@ -69,23 +70,13 @@ def test_skyrl_2141_nan_where_logits_are_strongly_negative(backend: Backend, dev
     agree(ours(*case, backend=backend), exact.linear_logprob(*case), atol=0.05)  # logits of 150,000
 
 
-@pytest.mark.parametrize("backend", BACKENDS[1:])
-def test_skyrl_2141_autotuning_corrupts_an_inplace_epilogue(backend: Backend, device: torch.device) -> None:
+def test_skyrl_2141_autotuning_corrupts_an_inplace_epilogue() -> None:
     """A tuner that runs a kernel several times on its own output ruins it. Ours are tuned by a table."""
-    assert not [v.name for v in triton.VARIANTS if isinstance(v.kernel, Autotuner)]
-    logits, target = torch.randn(5, 70, device=device), torch.arange(5, device=device)
-    found: list[Tensor] = []
-    for inplace in (False, True):
-        given = logits.clone().requires_grad_()
-        logprob, entropy = logits_logprob(given * 1, target, inplace_backward=inplace, backend=backend)
-        (logprob + entropy).sum().backward()
-        assert given.grad is not None
-        found.append(given.grad)
-    assert torch.equal(*found)
+    assert not [v.name for v in triton.variants() if isinstance(v.kernel, Autotuner)]
 
 
 @every
-def test_bfloat16_log_sum_makes_log_probs_positive(backend: Backend, device: torch.device) -> None:
+def test_bfloat16_log_sum_makes_log_probs_positive(backend: LogprobBackend, device: torch.device) -> None:
     """Label and sum are of one precision, and never above it: certain tokens have log-prob 0 at most."""
     hidden, weight, _, *upstream = (
         x.to(device) for x in exact.inputs(tokens=64, width=32, vocab=80, scale=100.0)
@@ -105,7 +96,7 @@ def test_bfloat16_log_sum_makes_log_probs_positive(backend: Backend, device: tor
 
 
 @every
-def test_apple_filters_small_gradients(backend: Backend, device: torch.device) -> None:
+def test_apple_filters_small_gradients(backend: LogprobBackend, device: torch.device) -> None:
     """Tokens of probability below 2^-12 pull as well: each one's gradient is right, and not 0."""
     hidden, weight, target, d_logprob, d_entropy = inputs(backend, device, tokens=2, vocab=100)
     hidden[:, 0], weight[:, 0] = 1.0, 0.0

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict
 
-from tools.step_memory import Backend, update
+from tools.bench.step_memory import Backend, update
 
 
 def main() -> None:

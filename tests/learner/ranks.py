@@ -9,43 +9,45 @@ Starting processes and importing megatron costs seconds, so one launch runs many
 from __future__ import annotations
 
 import json
+import pickle
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
+from megatron.core import parallel_state
 
 from gigpo_mega.config import (
     BatchConfig,
     CheckpointConfig,
     Config,
-    EngineConfig,
     LoraConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
     ParallelConfig,
+    WeightsConfig,
 )
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner import parallel
+from gigpo_mega.learner import layout as parallel
 from gigpo_mega.learner.checkpoint import Checkpoints
-from gigpo_mega.learner.model import ModelShape
-from gigpo_mega.learner.policy import improve
-from gigpo_mega.learner.update import Learner
+from gigpo_mega.learner.learner import Learner
+from gigpo_mega.learner.update import update_policy
+from gigpo_mega.shape import ModelShape
 from gigpo_mega.types import Advantages, RowTable, Step
-from gigpo_mega.weights import export as weights
+from gigpo_mega.weights import live as weights
 from kernels.logprob import linear_logprob
 from tests.kernels import exact
 from tests.tiny import random_steps
-
-from megatron.core import parallel_state  # isort: skip  (learner has installed the CPU patches)
 
 ROWS = 18
 
@@ -91,8 +93,8 @@ def config(**changes: Any) -> Config:
             lr=1e-2, schedule="linear", warmup_updates=1, decay_updates=20, grad_clip=0.5, epsilon=1e-5
         ),
         objective=section(ObjectiveConfig, kl_coef=0.05, entropy_coef=0.01),
-        batch=section(BatchConfig, rows=ROWS // 3, microbatch_tokens=120),
-        engine=EngineConfig(max_logprob_gap=100.0),  # the test rows' log-probs are random
+        batch=section(BatchConfig, rows_per_update=ROWS // 3, microbatch_tokens=120),
+        weights=WeightsConfig(max_logprob_gap=100.0),  # the test rows' log-probs are random
     )
     assert not changes, f"no such fields: {changes}"
     return cfg
@@ -112,7 +114,7 @@ def table(steps: tuple[Step, ...]) -> tuple[RowTable, Advantages]:
 
 def learner(place: Place) -> Learner:
     """A learner with the weights of the shared policy, which are its reference too."""
-    made = Learner(place.cfg, ModelShape.from_hf(place.policy), place.layout)
+    made = Learner(place.cfg, ModelShape.from_hf(place.policy), place.layout, empty=True)
     weights.load(made.policy, made.shape, place.layout, place.policy)
     made.refresh()
     made.keep_reference()
@@ -122,9 +124,7 @@ def learner(place: Place) -> Learner:
 def iterate(made: Learner, cfg: Config, iteration: int) -> dict[str, float]:
     """One iteration on the shared rows."""
     rows, advantages = table(random_steps(ROWS))
-    metrics = improve(made, rows, advantages, cfg, iteration)
-    made.iteration = iteration + 1
-    return metrics
+    return update_policy(made, rows, advantages, cfg, iteration).metrics
 
 
 def outcome(made: Learner, place: Place, metrics: list[dict[str, float]]) -> dict[str, Any]:
@@ -159,8 +159,45 @@ def case_train(place: Place) -> dict[str, Any]:
 
 
 def case_iterate(place: Place) -> dict[str, Any]:
-    """One iteration that leaves nothing."""
-    return {"metrics": [iterate(learner(place), place.cfg, 0)]}
+    """One iteration that leaves nothing, and the learner's log-probabilities on the leader."""
+    learned = update_policy(learner(place), *table(random_steps(ROWS)), place.cfg, 0)
+    assert (learned.logprobs is None) == (not place.layout.leader)
+    return {"metrics": [learned.metrics], "logprobs": np.asarray(learned.logprobs, np.float32).tolist()}
+
+
+def case_handed(place: Place) -> dict[str, Any]:
+    """One iteration on rows that the leader alone has: its metrics, and the bytes that reach each rank."""
+    made, (rows, advantages) = learner(place), table(random_steps(ROWS))
+    if not place.layout.leader:
+        rows = RowTable.from_groups(())
+    outline, tokens = [], []
+
+    def broadcast_object_list(box: list[Any], **options: Any) -> None:
+        dist.broadcast_object_list(box, **options)
+        if not options:  # those of a group bring back what was learned
+            outline.append(len(pickle.dumps(box)))
+
+    def scatter(received: Any, *arguments: Any, **options: Any) -> None:
+        dist.scatter(received, *arguments, **options)
+        tokens.append(received.nbytes)
+
+    def broadcast(received: Any, group_src: int, group: Any) -> None:
+        dist.broadcast(received, group_src=group_src, group=group)
+        if dist.get_rank(group) != group_src:
+            tokens.append(received.nbytes)
+
+    wire = SimpleNamespace(
+        broadcast=broadcast,
+        broadcast_object_list=broadcast_object_list,
+        gather_object=dist.gather_object,
+        scatter=scatter,
+    )
+    with mock.patch("gigpo_mega.learner.samples.dist", wire):
+        metrics = update_policy(made, rows, advantages, place.cfg, 0).metrics
+    everyone: list[Any] = [None] * place.layout.world
+    found = {"metrics": metrics, "outline": sum(outline), "tokens": sum(tokens)}
+    dist.all_gather_object(everyone, found)
+    return {"everyone": everyone}
 
 
 def case_resume(place: Place, written_by: str | None = None) -> dict[str, Any]:
@@ -175,6 +212,53 @@ def case_reshard(place: Place) -> dict[str, Any]:
     """The same from the checkpoint that two tensor x two pipeline ranks wrote."""
     written_by = replace(place.cfg, parallel=ParallelConfig(tensor=2, pipeline=2))
     return case_resume(place, folder(4, written_by))
+
+
+def poison(
+    learner: Learner, where: str, value: float, at: int, before: Callable[[], object] = bool, times: int = 1
+) -> None:
+    """Put `value` into the loss or the gradient of this rank's updates number `at` to `at + times` - 1.
+
+    What is in the scores is in the loss and in the gap to the engine's. `before` is called with the
+    gradients ready and nothing changed yet.
+    """
+    original, seen = learner._metrics, iter(range(1_000_000))
+
+    def poisoned(reports: Any) -> Any:
+        sums, losses, means, peaks = original(reports)
+        if next(seen) in range(at, at + times):
+            before()
+            if where == "scores":
+                means["engine/logprob_gap_mean"] = peaks["engine/logprob_gap_max"] = value
+            if where in ("loss", "scores"):
+                losses["loss/total"] = value
+            else:
+                chunk: Any = learner._chunks[0]
+                chunk.buffers[0].grad_data[3] = value
+        return [sums, losses, means, peaks]
+
+    learner._metrics = poisoned  # type: ignore[method-assign]
+
+
+def case_poisoned(place: Place) -> dict[str, Any]:
+    """One rank's gradient is not finite in the second update: the error of every rank, and the weights."""
+    made = learner(place)
+    states: list[Any] = []
+
+    def note() -> None:
+        states.append([p.detach().clone() for p in made.policy.parameters()])
+
+    last = place.layout.rank == place.layout.world - 1
+    poison(made, "gradient", float("nan") if last else 0.0, 1, note)
+    error = ""
+    try:
+        iterate(made, place.cfg, 0)
+    except UserError as found:
+        error = str(found)
+    same = all(torch.equal(p, q) for p, q in zip(made.policy.parameters(), states[0], strict=True))
+    everyone: list[Any] = [None] * place.layout.world
+    dist.all_gather_object(everyone, [error, same])
+    return {"everyone": everyone}
 
 
 @contextmanager
@@ -192,15 +276,31 @@ def case_full(place: Place) -> dict[str, Any]:
     """The disk refuses one rank's file: the error of every rank, and which checkpoints are left."""
     made = learner(place)
     iterate(made, place.cfg, 1)
+    with smallest_files(resource.RLIM_INFINITY if place.layout.leader else 50_000):
+        return refused_save(made, place)
+
+
+def refused_save(made: Learner, place: Place) -> dict[str, Any]:
+    """The error of every rank when `made` is saved, and which checkpoints are left."""
     errors: list[str] = [""] * place.layout.world
     error = ""
-    with smallest_files(resource.RLIM_INFINITY if place.layout.leader else 50_000):
-        try:
-            Checkpoints(place.folder, place.cfg.checkpoint).save(made)
-        except UserError as found:
-            error = str(found)
+    try:
+        Checkpoints(place.folder, place.cfg.checkpoint).save(made)
+    except UserError as found:
+        error = str(found)
     dist.all_gather_object(errors, error)
     return {"errors": errors, "left": sorted(path.name for path in place.folder.iterdir())}
+
+
+def case_unfit(place: Place) -> dict[str, Any]:
+    """A weight of the last rank alone is not finite when all save: the first must not begin to write."""
+    made = learner(place)
+    made.iteration = 2
+    with torch.no_grad():
+        chunk: Any = next(iter(made.policy))
+        part = chunk.decoder.layers[0].mlp.linear_fc1.weight
+        part[0, 0] = 0.0 if place.layout.rank < place.layout.world - 1 else float("nan")
+    return refused_save(made, place)
 
 
 def case_score(place: Place) -> dict[str, Any]:

@@ -16,9 +16,10 @@ import torch
 
 from gigpo_mega.config import CheckpointConfig
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner import checkpoint, parallel, shards, torch_adam
+from gigpo_mega.learner import checkpoint, shards, torch_adam
+from gigpo_mega.learner import layout as parallel
 from gigpo_mega.learner.checkpoint import Checkpoints
-from gigpo_mega.learner.update import Learner
+from gigpo_mega.learner.learner import Learner
 from tests.learner import ranks
 from tests.tiny import write_policy
 
@@ -59,7 +60,7 @@ def check_good(learner: Learner, folder: Path, iteration: int) -> None:
     """The checkpoint is the newest, alone, and gives back the weights."""
     assert names(folder) == [f"iteration_{iteration:06d}"]
     checkpoints = Checkpoints(folder, CheckpointConfig())
-    assert checkpoints.resumable() == iteration
+    assert checkpoints.resumable(learner.layout) == iteration
     before = {name: tensor.clone() for name, tensor in learner.policy.named_parameters()}
     with torch.no_grad():
         for parameter in learner.policy.parameters():
@@ -93,7 +94,7 @@ def no_space(folder: Path, learner: Learner) -> Iterator[None]:
 
 @contextmanager
 def refused(folder: Path, learner: Learner) -> Iterator[None]:
-    """Files that may not grow, where nobody may mount a small disk."""
+    """Files that may not grow, as mounting a small disk takes privileges."""
     with ranks.smallest_files(50_000):
         yield
 
@@ -158,17 +159,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 ) -> None:
     checkpoints = saved(learner, tmp_path, 3)
     what = damage(tmp_path / "iteration_000003")
-    assert checkpoints.resumable() == 2
+    assert checkpoints.resumable(learner.layout) == 2
     path = tmp_path / "iteration_000003"
     assert capsys.readouterr().err == f"{path} is damaged ({what}); trying the one before it\n"
-    with pytest.raises(UserError, match="delete it to resume from an older one") as error:
+    with pytest.raises(UserError, match="if it is damaged, move it away to resume from an") as error:
         checkpoints.load(learner, 3)
     assert "iteration_000003" in one_line(error)
     checkpoints.load(learner, 2)
     for iteration in (1, 2):
         damage(tmp_path / f"iteration_{iteration:06d}")
     with pytest.raises(UserError, match=r"every checkpoint in .* is damaged; choose another output"):
-        checkpoints.resumable()
+        checkpoints.resumable(learner.layout)
 
 
 def test_every_flipped_bit_is_found_and_named(
@@ -183,19 +184,19 @@ def test_every_flipped_bit_is_found_and_named(
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 1
         path.write_bytes(flipped)
-        assert checkpoints.resumable() == 1
+        assert checkpoints.resumable(learner.layout) == 1
         name = path.relative_to(folder)
         what = f"{folder} is damaged ({name} has another SHA-256 than was written)"
         assert capsys.readouterr().err == f"{what}; trying the one before it\n"
         path.write_bytes(whole)
-    assert checkpoints.resumable() == 2
+    assert checkpoints.resumable(learner.layout) == 2
 
 
 def test_a_file_of_other_content_is_refused(learner: Learner, tmp_path: Path) -> None:
     checkpoints = saved(learner, tmp_path, 1)
     path = largest(tmp_path / "iteration_000001")
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(UserError, match="delete it to resume from an older one") as error:
+    with pytest.raises(UserError, match="if it is damaged, move it away to resume from an") as error:
         checkpoints.load(learner, 1)
     one_line(error)
 
@@ -228,7 +229,7 @@ def test_one_written_in_the_background_appears_when_it_is_complete(
             parameter += 1  # training goes on
     free.set()
     checkpoints.finish(made)
-    checkpoints.load(made, checkpoints.resumable())
+    checkpoints.load(made, checkpoints.resumable(learner.layout))
     assert all(torch.equal(before[name], tensor) for name, tensor in made.policy.named_parameters())
 
 
@@ -238,9 +239,9 @@ def test_what_a_killed_run_left_behind_goes(learner: Learner, tmp_path: Path) ->
     assert names(tmp_path) == ["iteration_000001"]
 
 
-def test_a_new_run_starts_at_zero(tmp_path: Path) -> None:
+def test_a_new_run_starts_at_zero(learner: Learner, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, CheckpointConfig())
-    assert checkpoints.resumable() == 0
+    assert checkpoints.resumable(learner.layout) == 0
     assert checkpoints.newest() is None
     assert checkpoints.oldest() is None
 
@@ -256,6 +257,6 @@ def test_a_learner_that_was_never_updated(learner: Learner, tmp_path: Path) -> N
 def test_old_checkpoints_go(learner: Learner, tmp_path: Path) -> None:
     checkpoints = saved(learner, tmp_path, 4, keep=2)
     assert names(tmp_path) == ["iteration_000003", "iteration_000004"]
-    learner.iteration = 3  # a run that fell back to the third: what is newer stays until it is written anew
+    learner.iteration = 3  # a run that fell back to the third: what is newer stays until it is written again
     checkpoints.save(learner)
     assert names(tmp_path) == ["iteration_000003", "iteration_000004"]

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.programs import results
+
 CASES = [(True, True), (False, False), (False, True)]
 Updates = dict[tuple[str, bool, bool], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def updates() -> Updates:
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tests/learner/head_updates.py")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    rows = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    rows = results(1, "tests/learner/head_updates.py")
     return {(row["backend"], row["tied"], row["overlap"]): row for row in rows}
 
 

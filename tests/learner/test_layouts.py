@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.learner import ranks
+from tests.programs import results
 from tests.tiny import random_steps, write_policy
 
 pytestmark = pytest.mark.distributed
@@ -43,13 +41,7 @@ def both(layouts: list[str]) -> list[str]:
 
 def launch(world: int, folders: Folders, *cases: str) -> Results:
     """Results by case of tests/learner/ranks.py in `world` processes."""
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone",
-               "--nproc-per-node", str(world), str(ROOT / "tests/learner/ranks.py"),
-               *map(str, folders), *cases]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    rows = [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    rows = results(world, "tests/learner/ranks.py", *map(str, folders), *cases)
     return {row["case"]: row for row in rows}
 
 
@@ -83,7 +75,13 @@ def two(folders: Folders, one: Results) -> Results:
         "resume:pipeline=2",
         "resume:tensor=2",
         "full:tensor=2",
+        "unfit:tensor=2",
         "logprob:tensor=2",
+        "poisoned",
+        "poisoned:tensor=2",
+        "handed:context=2",
+        "iterate:pipeline=2:virtual_pipeline=2",
+        "iterate:context=2:old_logprob=engine",
     ]
     return launch(2, folders, *both(TWO), *others, *ADAPTED_TWO)
 
@@ -92,7 +90,8 @@ def two(folders: Folders, one: Results) -> Results:
 def four(folders: Folders, one: Results) -> Results:
     mixed = [f"train:{layout}" for layout in MIXED]
     adapted = [f"train:{ADAPTED}:tensor=2:pipeline=2", f"reshard:{ADAPTED}:pipeline=4", f"reshard:{ADAPTED}"]
-    return launch(4, folders, *both(FOUR), *mixed, "reshard:pipeline=4", "reshard", *adapted)
+    handed = ["handed", "handed:tensor=2", "handed:tensor=2:pipeline=2", "iterate", "iterate:tensor=2"]
+    return launch(4, folders, *both(FOUR), *mixed, "reshard:pipeline=4", "reshard", *adapted, *handed)
 
 
 def same(reference: dict[str, Any], found: dict[str, Any]) -> None:
@@ -180,9 +179,58 @@ def test_one_rank_without_space_stops_every_rank(two: Results) -> None:
     assert two["full:tensor=2"]["left"] == ["iteration_000001"]
 
 
+def test_a_weight_that_is_not_finite_on_one_rank_stops_every_rank_before_any_writes(two: Results) -> None:
+    """The others used to enter megatron's collectives while that rank reported its error in one of ours."""
+    first, second = two["unfit:tensor=2"]["errors"]
+    assert first == second
+    assert first.startswith("checkpoint: a weight of the policy is not finite; ")
+    assert two["unfit:tensor=2"]["left"] == ["iteration_000001"]
+
+
+@pytest.mark.parametrize("case", ["poisoned", "poisoned:tensor=2"])
+def test_a_gradient_that_is_not_finite_on_one_rank_stops_every_rank(case: str, two: Results) -> None:
+    (first, kept), (second, kept_too) = two[case]["everyone"]
+    assert first == second
+    assert first.startswith("iteration 0, update 2 of 3: a gradient is not finite")
+    assert kept
+    assert kept_too
+
+
 def test_logprob_of_a_split_vocabulary(two: Results) -> None:
     for name, error in two["logprob:tensor=2"]["errors"].items():
         assert error < 5e-6, name
+
+
+@pytest.mark.parametrize("layout", ["", ":tensor=2"])
+def test_rows_that_the_leader_alone_has_give_the_same_bits(layout: str, four: Results) -> None:
+    (expected,) = four["iterate" + layout]["metrics"]
+    assert [rank["metrics"] for rank in four["handed" + layout]["everyone"]] == [expected] * 4
+
+
+def test_every_rank_gets_the_rows_that_it_computes_and_no_others(two: Results, four: Results) -> None:
+    """A whole copy of the groups used to reach every rank, objects and texts included."""
+    sizes = [4 * (len(s.prompt_ids) + 3 * len(s.response_ids)) for s in random_steps(ranks.ROWS)]
+    for data, case in ((4, "handed"), (2, "handed:tensor=2"), (1, "handed:tensor=2:pipeline=2")):
+        for rank in four[case]["everyone"]:
+            assert rank["outline"] < 16 * ranks.ROWS + 300  # two lengths a row, and what pickle adds
+            assert rank["tokens"] <= sum(sizes) / data + 2 * max(sizes)
+    assert [rank["tokens"] for rank in two["handed:context=2"]["everyone"]] == [0, sum(sizes)]
+
+
+def test_the_leader_gets_the_learners_logprobs_of_all_rows_in_every_layout(
+    one: Results, two: Results, four: Results
+) -> None:
+    """Those of the old policy, which `score` gives; with the engine's below the ratio, of each row's update:
+    only the first update's are of the same weights."""
+    scores = one["score"]["scores"]
+    expected = [scores[str(row)] for row in range(ranks.ROWS)]
+    whole = [value for row in expected for value in row]
+    for found in (two["iterate:pipeline=2:virtual_pipeline=2"], four["iterate"], four["iterate:tensor=2"]):
+        assert found["logprobs"] == pytest.approx(whole, abs=5e-6)
+    present, first = two["iterate:context=2:old_logprob=engine"]["logprobs"], ranks.ROWS // 3
+    size = sum(map(len, expected[:first]))
+    assert present[:size] == pytest.approx(whole[:size], abs=5e-6)
+    assert np.abs(np.subtract(present, whole))[size:].min() > 1e-4
 
 
 def test_scores_equal_transformers(folders: Folders, one: Results) -> None:

@@ -13,15 +13,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gigpo_mega import options
 from gigpo_mega.config import Config, LoraConfig
+from gigpo_mega.config.load import load_config
 from gigpo_mega.errors import ConfigError, UserError
-from gigpo_mega.learner import lora, parallel, torch_adam
+from gigpo_mega.learner import layout as parallel
+from gigpo_mega.learner import lora, torch_adam
 from gigpo_mega.learner.checkpoint import Checkpoints
-from gigpo_mega.learner.model import ModelShape, build_model, transformer_config
-from gigpo_mega.learner.update import Learner
+from gigpo_mega.learner.learner import Learner
+from gigpo_mega.learner.model import build_model, transformer_config
+from gigpo_mega.shape import ModelShape
 from gigpo_mega.weights import adapter, convert
-from gigpo_mega.weights import export as weights
+from gigpo_mega.weights import live as weights
 from gigpo_mega.weights.huggingface import HFReader
 from tests.learner import ranks
 from tests.learner.ranks import Place
@@ -184,7 +186,7 @@ def test_checkpoints_with_other_adapters_are_refused(trained: Learner, place: Pl
         with pytest.raises(UserError, match=r"is a checkpoint of another model: lora \{'rank': 4") as error:
             Checkpoints(place.folder, place.cfg.checkpoint).load(made, 2)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"holds adapters beside its weights; merge them first"):
+    with pytest.raises(UserError, match=r"holds adapters besides its weights; merge them first"):
         weights.load(full.policy, full.shape, place.layout, place.folder / "iteration_000002")
 
 
@@ -200,7 +202,7 @@ def test_checkpoints_with_other_adapters_are_refused(trained: Learner, place: Pl
 )
 def test_adapters_that_cannot_be_are_refused(flags: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        options.load(flags.split(), "")
+        load_config(flags.split(), "")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -209,5 +211,9 @@ def test_a_rank_beyond_the_layer_is_refused() -> None:
     QWEN_1_5B.check_lora(LoraConfig(rank=1536))
     with pytest.raises(UserError, match=r"lora\.rank 1537 exceeds the 1536 of the model's linear_qkv"):
         QWEN_1_5B.check_lora(LoraConfig(rank=1537))
-    assert LoraConfig(rank=64, alpha=16).scale == 0.25
-    assert LoraConfig(rank=64).scale == 1.0
+
+
+def test_alpha_is_the_rank_unless_it_is_given() -> None:
+    given, default = LoraConfig(rank=64, alpha=16), LoraConfig(rank=64)
+    assert (given.effective_alpha, given.scale) == (16, 0.25)
+    assert (default.effective_alpha, default.scale) == (64, 1.0)

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from gigpo_mega.config import Config, ModelConfig, OptimizerConfig, ParallelConfig
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner import context, parallel
+from gigpo_mega.learner import context
 from gigpo_mega.learner.layers import CausalAttention
-from gigpo_mega.learner.model import ModelShape, transformer_config
-from gigpo_mega.learner.update import _optimizer_config
+from gigpo_mega.learner.learner import _optimizer_config
+from gigpo_mega.learner.model import transformer_config
+from gigpo_mega.shape import ModelShape, check_world
 
 QWEN_1_5B = ModelShape(
     family="qwen2", vocab=151936, hidden=1536, ffn=8960, layers=28, heads=12, kv_heads=2, head_dim=128,
@@ -25,22 +26,16 @@ QWEN_1_5B = ModelShape(
 
 def test_a_layout_that_does_not_multiply_to_the_world_names_the_whole_product() -> None:
     with pytest.raises(UserError) as error:
-        parallel.check_layout(ParallelConfig(tensor=2, pipeline=3), world=8)
+        check_world(ParallelConfig(tensor=2, pipeline=3), world=8)
     assert str(error.value) == (
         "parallel: tensor 2 x pipeline 3 x context 1 x data = world size 8 has no whole solution for data: "
         "start a multiple of 6 processes or change parallel.tensor or parallel.pipeline"
     )
-    parallel.check_layout(ParallelConfig(tensor=2, pipeline=2, context=2), world=16)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to offload from")
-def test_offloading_needs_a_gpu() -> None:
-    with pytest.raises(UserError, match=r"parallel\.offload_optimizer 0\.5 needs a GPU"):
-        parallel.check_layout(ParallelConfig(offload_optimizer=0.5), world=1)
+    check_world(ParallelConfig(tensor=2, pipeline=2, context=2), world=16)
 
 
 @pytest.mark.parametrize(
-    ("layout", "message"),
+    ("parallel", "message"),
     [
         (ParallelConfig(tensor=4), "parallel.tensor 4 does not divide the model's 2 key/value heads"),
         (ParallelConfig(pipeline=8), "parallel.pipeline 8 x parallel.virtual_pipeline 1 does not divide the "
@@ -48,9 +43,9 @@ def test_offloading_needs_a_gpu() -> None:
         (ParallelConfig(pipeline=4, virtual_pipeline=3), "does not divide the model's 28 layers"),
     ],
 )  # fmt: skip
-def test_a_layout_must_divide_the_model(layout: ParallelConfig, message: str) -> None:
+def test_a_layout_must_divide_the_model(parallel: ParallelConfig, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        QWEN_1_5B.check_layout(layout)
+        QWEN_1_5B.check_layout(parallel)
     QWEN_1_5B.check_layout(ParallelConfig(tensor=2, pipeline=7, virtual_pipeline=2))
 
 
@@ -124,7 +119,7 @@ def test_attention_of_packed_sequences_is_exact(ranks: int) -> None:
     parts, places = [], []
     for rank in range(ranks):
         held = context.spans(starts, ranks, rank)
-        columns = context.Columns(held, tuple(np.diff(starts).tolist()))
+        columns = context.HeldColumns(held, tuple(np.diff(starts).tolist()))
         mine = torch.from_numpy(context.indices(held))
         parts.append(attention(q[mine], k, v, packed_seq_params=columns))
         places.append(mine)

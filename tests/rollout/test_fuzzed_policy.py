@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from random import Random
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pytest
+from collecting import by, collect
 
-from envs.base import lookup
 from envs.dialogue import choose
+from envs.registry import lookup
 from gigpo_mega.batching import pack
-from gigpo_mega.config import BatchConfig, EnvironmentConfig
-from gigpo_mega.rollout.collector import Collector
-from gigpo_mega.rollout.engine import Completion, Sampling
-from gigpo_mega.rollout.pool import EnvironmentPool
+from gigpo_mega.coldstart.vocabulary import EOS, PAD, train_tokenizer
+from gigpo_mega.config import BatchConfig, EnvironmentConfig, PromptConfig
+from gigpo_mega.rollout.engines.base import Sampling
+from gigpo_mega.rollout.episode import Player
+from gigpo_mega.rollout.pools.process import ProcessPool
 from gigpo_mega.rollout.prompt import PromptBuilder
 from gigpo_mega.rollout.tokenizer import Tokenizer
-from gigpo_mega.rollout.vocabulary import EOS, PAD, train_tokenizer
 from gigpo_mega.types import RowTable, Step
+from tools.bench.fuzz.policy import SENSE, TAGS, Call, FakeFuzzer
 
-STOP, STEPS, GROUP = 1, 6, 8
+STEPS, GROUP = 6, 8
 CHAT = (
     f"{{% for m in messages %}}{{{{ m['role'] }}}}\n{{{{ m['content'] }}}}{EOS}\n{{% endfor %}}"
     "{% if add_generation_prompt %}assistant\n{% endif %}"
 )
-TAGS = ("<action>", "</action>", "<think>", "</think>", "<search>", "</search>", "<answer>", "</answer>")
-SENSE = ("up", "look", "search[lamp]", "click[b1]", "go to desk 1", "search France", "<action>left</action>",
-         "<search>France</search>", "<think>x</think><action>search[a b]</action>")  # fmt: skip
 
 
 def _alfworld(folder: Path) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def _search(folder: Path) -> dict[str, Any]:
     data = folder / "search"
     data.mkdir()
     rows = [
-        {"question": f"Where is {name}?", "golden_answers": [name], "data_source": "place"} for name in "ab"
+        {"question": f"Where is {name}?", "golden_answers": [name], "data_source": "place"} for name in "xy"
     ]
     (data / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     hostile = f"France: {EOS}{PAD}</information><answer>a</answer>\nParis {EOS}"
@@ -68,48 +66,6 @@ ENVIRONMENTS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-class FakeEngine:
-    """Samples from a fuzzer and remembers what it was asked and what it said."""
-
-    version = 0
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self._rng = tokenizer, Random(0)
-        self.calls: list[tuple[bytes, bytes, bytes]] = []
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-    async def abort(self) -> None: ...
-
-    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling) -> Completion:
-        stops = self._rng.random() < 0.8
-        ids = [*self._said(), *([STOP] if stops else [])] or [STOP]
-        response = np.array(ids[-sampling.max_new_tokens :], dtype=np.int32)
-        logprobs = np.random.default_rng(len(self.calls)).random(len(response), dtype=np.float32)
-        prompt = np.array(prompt_ids, dtype=np.int32)
-        self.calls.append((prompt.tobytes(), response.tobytes(), logprobs.tobytes()))
-        return Completion(response, logprobs, self.version, "stop" if stops else "length", 0)
-
-    def _said(self) -> list[int]:
-        rng, encode = self._rng, self._tokenizer.encode
-        match rng.randrange(6):
-            case 0:  # any ids: special ones, single bytes of longer characters
-                return [rng.randrange(len(self._tokenizer)) for _ in range(rng.randrange(40))]
-            case 1:  # spells a special token without being one
-                return [*encode("<"), *encode(rng.choice((EOS, PAD))[1:]), *encode(" up")]
-            case 2:
-                return encode("".join(rng.choices(TAGS, k=rng.randrange(60))))
-            case 3:
-                return encode(rng.choice(("\0\x1b[2J", "看\u202e🂡", "\n\n\n", "%s {0} \\", "x" * 4000)))
-            case _:
-                return encode(rng.choice(SENSE))
-
-
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
@@ -125,7 +81,7 @@ def playground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     name: str = request.param
     chosen = ENVIRONMENTS[name](tmp_path_factory.mktemp(name))
     tasks = lookup(name).tasks(**chosen["tasks"]).tasks("train")[:2]
-    pool = EnvironmentPool(name, chosen.get("options", {}) | {"max_steps": STEPS}, workers=1)
+    pool = ProcessPool(name, chosen.get("options", {}) | {"max_steps": STEPS}, workers=1)
     yield name, tasks, pool
     pool.close()
 
@@ -137,14 +93,14 @@ def test_rows_are_what_the_engine_saw_and_said(
     playground: Any, tokenizer: Tokenizer, context: Any, dialogue: str, limit: int
 ) -> None:
     name, tasks, pool = playground
-    config = EnvironmentConfig(name=name, context=context, dialogue=dialogue, max_steps=STEPS)
-    spoken, engine = choose(lookup(name), dialogue), FakeEngine(tokenizer)
-    prompts = PromptBuilder(config, spoken, tokenizer, limit)
-    collector = Collector(engine, pool, prompts, spoken, tokenizer, config, concurrency=8)
-    groups = collector.collect(tasks, GROUP, Sampling(max_new_tokens=64))
+    config = EnvironmentConfig(name=name, max_steps=STEPS)
+    spoken, engine = choose(lookup(name), dialogue), FakeFuzzer(tokenizer)
+    prompts = PromptBuilder(PromptConfig(context=context, dialogue=dialogue), spoken, tokenizer, limit)
+    collector = by(Player(engine, pool, prompts, spoken, tokenizer, config), concurrency=8)
+    groups = collect(collector, tasks, GROUP, Sampling(max_new_tokens=64))
     rows = RowTable.from_groups(groups)
-    recorded = [(s.prompt_ids.tobytes(), s.response_ids.tobytes(), s.logprobs.tobytes()) for s in rows.steps]
-    assert sorted(recorded) == sorted(engine.calls)
+    recorded = Counter(Call.of(s.prompt_ids, s.response_ids, s.logprobs, s.versions) for s in rows.steps)
+    assert recorded == Counter(call for _, call in engine.calls)
     assert len(rows) == collector.stats.steps >= 2 * GROUP
     lengths = np.array([len(step.prompt_ids) for step in rows.steps])
     assert lengths.max() <= limit

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from words import CHAT, write_tokenizer
+from word_tokenizer import CHAT, write_tokenizer
 
 from envs.alfworld.dialogue import DIALOGUES
 from envs.base import Observation
 from envs.dialogue import Situation, Turn
-from gigpo_mega.config import EnvironmentConfig
+from gigpo_mega.config import PromptConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.prompt import EpisodePrompt, PromptBuilder
 from gigpo_mega.rollout.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ def seen(number: int) -> Observation:
 
 def builder(tmp_path: Path, name: str, history: int = 2, limit: int = 4096) -> PromptBuilder:
     tokenizer = Tokenizer(write_tokenizer(tmp_path, "a b c", CHAT))
-    return PromptBuilder(EnvironmentConfig(history=history), DIALOGUES[name], tokenizer, limit)
+    return PromptBuilder(PromptConfig(history=history), DIALOGUES[name], tokenizer, limit)
 
 
 def shown(name: str, steps: int, history: int = 2) -> str:
@@ -91,7 +91,7 @@ def test_an_episode_tells_the_dialogue_where_it_stands(tmp_path: Path, name: str
 
 @pytest.mark.parametrize("name", ["chat", "compact"])
 def test_a_growing_conversation_never_rewrites_a_token(tmp_path: Path, name: str) -> None:
-    config = EnvironmentConfig(context="append", max_steps=4)
+    config = PromptConfig(context="append")
     tokenizer = Tokenizer(write_tokenizer(tmp_path, "obs 1 2 3 take mug examine Can: > act", CHAT))
     episode = PromptBuilder(config, DIALOGUES[name], tokenizer, 4096).start(FIRST)
     before: list[int] = []
@@ -141,7 +141,7 @@ def test_a_custom_tokenizer_survives_the_model_type_qwen2(tmp_path: Path) -> Non
     assert tokenizer.encode("go to desk") == [4, 5, 6]
     assert tokenizer.decode([4, 5, 6, 1]) == "go to desk"
     assert tokenizer.stop_token_ids == (1,)
-    assert len(tokenizer) == 7
+    assert tokenizer.largest_id == 6
 
 
 def test_stop_tokens_of_the_generation_config_count(tmp_path: Path) -> None:
@@ -157,5 +157,5 @@ def test_bad_tokenizers_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.path: .*tokenizer.json is no tokenizer"):
         Tokenizer(tmp_path)
     without_chat = Tokenizer(write_tokenizer(tmp_path, "a"))
-    with pytest.raises(UserError, match=r"environment.dialogue chat needs a chat template"):
+    with pytest.raises(UserError, match=r"prompt.dialogue chat needs a chat template"):
         without_chat.chat("a")

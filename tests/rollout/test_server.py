@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -12,12 +16,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from gigpo_mega.config import EngineConfig
 from gigpo_mega.errors import UserError
-from gigpo_mega.rollout.server import SGLangServer, free_port
+from gigpo_mega.rollout.engines.server import SGLangServer, hold_port, wait
+from tests import preloaded
 from tests.conftest import Served
-from tests.tiny import write_policy
+from tests.tiny import free_port, write_policy
 
 SLEEPER = """
 import subprocess, sys, time
@@ -25,11 +31,12 @@ subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 time.sleep(600)
 """
 HEALTHY = """
-import http.server, sys
+import http.server, json, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
+        self.wfile.write(json.dumps({"served_model_name": sys.argv[2]}).encode())
     do_POST = do_GET
     def log_message(self, *_): pass
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
@@ -38,16 +45,14 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 
 def launcher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, timeout: float = 20.0
-) -> tuple[SGLangServer, list[tuple[float, str]]]:
-    """A server whose command is `script` instead of SGLang, and what it reported as progress."""
+) -> SGLangServer:
+    """A server whose command is `script` instead of SGLang."""
     (tmp_path / "config.json").write_text("{}")
-    progress: list[tuple[float, str]] = []
     config = EngineConfig(startup_timeout=timeout, port=free_port())
-    server = SGLangServer(
-        tmp_path, config, tmp_path / "log", on_progress=lambda seconds, line: progress.append((seconds, line))
-    )
-    monkeypatch.setattr(server, "_command", lambda: [sys.executable, "-c", script, str(config.port)])
-    return server, progress
+    server = SGLangServer(tmp_path, config, tmp_path / "log")
+    command = [sys.executable, "-c", script, str(config.port), server._name]
+    monkeypatch.setattr(server, "_command", lambda: command)
+    return server
 
 
 def descendants() -> set[psutil.Process]:
@@ -60,7 +65,7 @@ def gone(processes: set[psutil.Process], seconds: float) -> bool:
 
 
 def test_a_healthy_server_is_entered_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server, _ = launcher(tmp_path, monkeypatch, HEALTHY)
+    server = launcher(tmp_path, monkeypatch, HEALTHY)
     before = descendants()  # the session's real server may be among them
     with server:
         started = descendants() - before
@@ -70,8 +75,73 @@ def test_a_healthy_server_is_entered_and_ended(tmp_path: Path, monkeypatch: pyte
     server.close()
 
 
+def test_a_server_of_somebody_else_at_our_port_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our weights would overwrite its own. It can still take the port while ours starts, by its number."""
+    server = launcher(tmp_path, monkeypatch, SLEEPER)
+    port = str(server.url.rpartition(":")[2])
+    with subprocess.Popen([sys.executable, "-c", HEALTHY, port, "another run's"]) as other:
+        try:
+            server.launch()  # it holds the port already
+            with pytest.raises(UserError) as said:
+                wait([server])
+        finally:
+            other.kill()
+            server.close()
+    assert str(said.value).startswith(f"engine.port {port}: another server answers at {server.url} ")
+    assert "another run's" in str(said.value)
+
+
+def test_a_port_where_a_program_listens_is_refused_before_the_start(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=rf"^engine.port {port}: Address already in use at 127.0.0.1; ch"):
+            SGLangServer(tmp_path, EngineConfig(port=port), tmp_path / "log")
+    with pytest.raises(UserError, match=r"^no port for an SGLang server at 192\.0\.2\.1: Cannot assign"):
+        SGLangServer(tmp_path, EngineConfig(), tmp_path / "log", host="192.0.2.1")  # of documentation
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+def test_a_held_port_is_given_to_nobody_else_and_its_server_can_listen_there(reuse: bool) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    count = min(2000, (last - first) // 4, limit[0] // 4)
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(hold_port("127.0.0.1")) for _ in range(count)]
+        ports = {one.getsockname()[1] for one in held}
+        for _ in range(count):
+            other = stack.enter_context(socket.socket())
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+            other.bind(("127.0.0.1", 0))
+            assert other.getsockname()[1] not in ports
+        server = stack.enter_context(socket.create_server(held[0].getsockname()))
+        stack.enter_context(socket.create_connection(server.getsockname()))
+
+
+def test_a_server_that_is_launched_again_has_its_port_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = launcher(tmp_path, monkeypatch, HEALTHY)
+    for _ in range(2):
+        with server, socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+            other.bind(("127.0.0.1", int(server.url.rpartition(":")[2])))
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_a_proxy_of_the_environment_is_not_asked_for_the_engine(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    server = launcher(tmp_path, monkeypatch, HEALTHY)
+    with server:
+        server.check()
+
+
 def test_an_early_death_is_one_line_with_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server, _ = launcher(tmp_path, monkeypatch, "raise RuntimeError('no room for the KV cache')")
+    server = launcher(tmp_path, monkeypatch, "raise RuntimeError('no room for the KV cache')")
     with pytest.raises(UserError) as caught, server:
         pass
     message = str(caught.value)
@@ -83,15 +153,17 @@ def test_an_early_death_is_one_line_with_its_cause(tmp_path: Path, monkeypatch: 
 
 def test_a_server_that_never_gets_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "print('loading weights', flush=True)" + SLEEPER
-    server, progress = launcher(tmp_path, monkeypatch, script, timeout=1.5)
+    server = launcher(tmp_path, monkeypatch, script, timeout=1.5)
+    progress: list[float] = []
     before = descendants()
-    with pytest.raises(UserError) as caught, server:
-        pass
+    server.launch()
+    with pytest.raises(UserError) as caught:
+        wait([server], progress.append)
+    server.close()
     assert "engine.startup_timeout = 1.5 s" in str(caught.value)
     assert "loading weights" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert progress[-1][1] == "loading weights"
-    assert 1.0 < progress[-1][0] < 3.0
+    assert 1.0 < progress[-1] < 3.0
     assert gone(descendants() - before, 1)
 
 
@@ -106,6 +178,29 @@ def test_a_model_directory_without_config(tmp_path: Path) -> None:
         SGLangServer(tmp_path, EngineConfig(), tmp_path / "log").__enter__()
 
 
+@pytest.mark.parametrize(("family", "named"), [("qwen2", "Qwen2ForCausalLM"), ("llama", "LlamaForCausalLM")])
+@pytest.mark.parametrize("given", [{}, {"architectures": None}])
+def test_the_server_is_told_the_architecture_that_config_json_leaves_to_model_type(
+    tmp_path: Path, family: str, named: str, given: dict[str, None]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **given}))
+    command = SGLangServer(tmp_path, EngineConfig(), tmp_path / "log")._command()
+    told = command[command.index("--json-model-override-args") + 1]
+    assert json.loads(told) == {"architectures": [named]}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, "architectures": [named]}))
+    assert "--json-model-override-args" not in SGLangServer(tmp_path, EngineConfig(), tmp_path)._command()
+
+
+@pytest.mark.engine
+def test_a_model_whose_config_names_no_architecture_is_served(tmp_path: Path) -> None:
+    model = write_policy(tmp_path / "model")
+    fields = json.loads((model / "config.json").read_text())
+    del fields["architectures"]
+    (model / "config.json").write_text(json.dumps(fields))
+    with preloaded.engine(model, EngineConfig(max_total_tokens=1024), tmp_path / "log") as server:
+        server.check()
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_nothing_outlives_a_killed_owner(tmp_path: Path, end: signal.Signals) -> None:
     owner = tmp_path / "owner.py"
@@ -115,7 +210,7 @@ def test_nothing_outlives_a_killed_owner(tmp_path: Path, end: signal.Signals) ->
             import signal, sys, time
             from pathlib import Path
             from gigpo_mega.config import EngineConfig
-            from gigpo_mega.rollout.server import SGLangServer
+            from gigpo_mega.rollout.engines.server import SGLangServer, wait
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             server = SGLangServer(Path({str(tmp_path)!r}), EngineConfig(), Path({str(tmp_path / "log")!r}))
             server._command = lambda: [sys.executable, "-c", {SLEEPER!r}]
@@ -138,7 +233,9 @@ def test_nothing_outlives_a_killed_owner(tmp_path: Path, end: signal.Signals) ->
 
 
 @pytest.mark.engine
-def test_kill_9_of_the_owner_leaves_no_sglang_process(tmp_path: Path) -> None:
+def test_processes_of_a_server_share_what_it_has_imported_and_end_when_its_owner_is_killed(
+    tmp_path: Path,
+) -> None:
     owner = tmp_path / "owner.py"
     owner.write_text(
         textwrap.dedent(
@@ -146,7 +243,7 @@ def test_kill_9_of_the_owner_leaves_no_sglang_process(tmp_path: Path) -> None:
             import sys, time
             from pathlib import Path
             from gigpo_mega.config import EngineConfig
-            from gigpo_mega.rollout.server import SGLangServer
+            from gigpo_mega.rollout.engines.server import SGLangServer, wait
             log = Path({str(tmp_path / "log")!r})
             with SGLangServer(Path({str(tmp_path / "model")!r}), EngineConfig(max_total_tokens=1024), log):
                 Path({str(tmp_path / "ready")!r}).touch()
@@ -161,7 +258,12 @@ def test_kill_9_of_the_owner_leaves_no_sglang_process(tmp_path: Path) -> None:
         time.sleep(0.2)
     assert (tmp_path / "ready").exists()
     started = set(psutil.Process(process.pid).children(recursive=True))
-    assert any("scheduler" in " ".join(child.cmdline()) for child in started)
+    named = {" ".join(child.cmdline()): child for child in started}
+    assert any("scheduler" in name for name in named)
+    if not torch.cuda.is_available():  # a CUDA context cannot be forked
+        (detokenizer,) = [child for name, child in named.items() if "detokenizer" in name]
+        memory = detokenizer.memory_full_info()
+        assert memory.uss < 0.5 * memory.rss, memory
     process.kill()
     process.wait(timeout=10)
     assert gone(started, 5)
@@ -181,7 +283,7 @@ import multiprocessing
 locks = [multiprocessing.get_context("spawn").Lock() for _ in range(3)]
 print(*(f"sem.{lock._semlock.name.lstrip('/')}" for lock in locks), flush=True)
 """
-    server, _ = launcher(tmp_path, monkeypatch, semaphores + HEALTHY)
+    server = launcher(tmp_path, monkeypatch, semaphores + HEALTHY)
     with server:
         files = [Path("/dev/shm") / name for name in (tmp_path / "log").read_text().split()]
         assert [file.exists() for file in files] == [True] * 3

@@ -4,78 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import re
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
-from aiohttp import web
+from fake_server import FakeServer, talk
 
-from gigpo_mega.rollout.engine import Completion, EngineError, Sampling
-from gigpo_mega.rollout.sglang import SGLangEngine
+from gigpo_mega.rollout.engines.base import Completion, EngineError, Sampling, positions_needed
+from gigpo_mega.rollout.engines.fleet import Fleet
+from gigpo_mega.rollout.engines.sglang import SGLangEngine
 from tests.conftest import Served
-
-
-class FakeServer:
-    """Answers /generate as SGLang does: the prompt's last token + 1, after `delay(prompt)` seconds."""
-
-    def __init__(self, delay: Callable[[list[int]], float] = lambda prompt: 0.0) -> None:
-        self.batches: list[list[list[int]]] = []
-        self.delay = delay
-        self.refuse = False
-        self.cut = False
-        self.served: set[Any] = set()  # connections; one that is used again is reset
-        self.answer: dict[str, Any] = {}  # replaces parts of every answer
-        self.meta: dict[str, Any] = {
-            "weight_version": "3",
-            "cached_tokens": 0,
-            "finish_reason": {"type": "stop"},
-        }
-
-    async def generate(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        assert request.transport is not None
-        if request.transport in self.served:
-            request.transport.abort()
-        self.served.add(request.transport)
-        self.batches.append(body["input_ids"])
-        if self.refuse:
-            return web.json_response({"error": "too long"}, status=400)
-        response = web.StreamResponse()
-        await response.prepare(request)
-        order = sorted(enumerate(body["input_ids"]), key=lambda item: self.delay(item[1]))
-        waited = 0.0
-        for index, prompt in order:
-            await asyncio.sleep(self.delay(prompt) - waited)
-            waited = self.delay(prompt)
-            token = prompt[-1] + 1
-            meta = {**self.meta, "output_token_logprobs": [[-0.5, token, None]]}
-            answer = {"index": index, "output_ids": [token], "meta_info": meta} | self.answer
-            await response.write(b"data: " + json.dumps(answer).encode() + b"\n\n")
-            if self.cut:
-                return response
-        await response.write(b"data: [DONE]\n\n")
-        return response
-
-
-def talk(
-    server: FakeServer, conversation: Callable[[SGLangEngine], Awaitable[Any]], window: float = 0.002
-) -> Any:
-    async def run() -> Any:
-        app = web.Application()
-        app.router.add_post("/generate", server.generate)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        port = runner.addresses[0][1]
-        try:
-            async with SGLangEngine(f"http://127.0.0.1:{port}", window=window) as engine:
-                return await conversation(engine)
-        finally:
-            await runner.cleanup()
-
-    return asyncio.run(run())
+from tests.tiny import QWEN2
 
 
 def test_requests_made_together_are_one_post() -> None:
@@ -87,7 +28,7 @@ def test_requests_made_together_are_one_post() -> None:
     completions = talk(server, conversation)
     assert [len(batch) for batch in server.batches] == [64]
     assert [c.response_ids.tolist() for c in completions] == [[token + 1] for token in range(64)]
-    assert {c.version for c in completions} == {3}
+    assert {v for c in completions for v in c.versions.tolist()} == {3}
 
 
 def test_no_request_relies_on_a_connection_staying_open() -> None:
@@ -100,6 +41,32 @@ def test_no_request_relies_on_a_connection_staying_open() -> None:
     assert len(server.served) == 5
 
 
+def test_an_answer_that_a_healthy_server_loses_is_sampled_again_and_no_long_one_is_cut() -> None:
+    """It accepts a request and never answers it, but others, and says that it is well."""
+    server = FakeServer(delay=lambda prompt: 3.0 if prompt[0] == 9 else 0.01)
+
+    async def conversation(engine: SGLangEngine) -> tuple[list[int], float, str | None]:
+        async with Fleet([SGLangEngine(engine.url)], patience=0.4) as fleet:
+            long = asyncio.create_task(fleet.generate([9, 1], Sampling(), 0))
+            await asyncio.sleep(0.1)
+            server.forget = True
+            begin = asyncio.get_running_loop().time()
+            lost = asyncio.create_task(fleet.generate([7, 2], Sampling(), 1))
+            await asyncio.sleep(0.1)
+            while not lost.done():
+                assert asyncio.get_running_loop().time() < begin + 60
+                await fleet.generate([7, 3], Sampling(), 2)
+            seconds = asyncio.get_running_loop().time() - begin
+            both = [(await lost).response_ids[0], (await long).response_ids[0]]
+            return [int(token) for token in both], seconds, fleet.members[0].lost
+
+    answers, seconds, lost = talk(server, conversation)
+    assert answers == [3, 2]
+    assert lost is None
+    assert seconds >= 0.7  # three looks after the patience
+    assert sum(batch.count([7, 2]) for batch in server.batches) == 2
+
+
 def test_a_quick_answer_does_not_wait_for_a_slow_one_of_its_batch() -> None:
     server = FakeServer(delay=lambda prompt: 1.0 if prompt[-1] == 0 else 0.0)
 
@@ -109,7 +76,7 @@ def test_a_quick_answer_does_not_wait_for_a_slow_one_of_its_batch() -> None:
         async def one(token: int) -> None:
             await engine.generate([token], Sampling())
             finished.append(token)
-            if token == 1:  # the episode goes on while its neighbour still decodes
+            if token == 1:  # the episode goes on while its neighbor still decodes
                 await engine.generate([100], Sampling())
                 finished.append(100)
 
@@ -147,28 +114,136 @@ def test_a_stream_that_ends_early_is_an_error() -> None:
     assert "closed the stream" in str(second)
 
 
-def test_a_response_of_two_weight_versions_is_an_error() -> None:
+@pytest.mark.parametrize(("spans", "versions"), [
+    ([("3", 0, 2), ("4", 2, 3)], [3, 3, 4]),
+    ([("default", 0, 3)], [0, 0, 0]),
+    ([("default", 0, 0), ("4", 0, 3)], [4, 4, 4]),
+    ([("3", 0, 2)], None),
+    ([("3", 0, 2), ("4", 2, 4)], None),
+    ([("3", 1, 3)], None),
+    ([("3", 0, 3), ("4", 1, 3)], None),
+])  # fmt: skip
+def test_every_token_knows_the_weights_that_sampled_it(
+    spans: list[tuple[str, int, int]], versions: list[int] | None
+) -> None:
     server = FakeServer()
-    spans = [{"version": "3", "start": 0, "end": 1}, {"version": "4", "start": 1, "end": 2}]
-    server.meta["weight_versions"] = spans
+    names = ("version", "start", "end")
+    server.meta["weight_versions"] = [dict(zip(names, span, strict=True)) for span in spans]
+    server.tokens = 3
 
     async def conversation(engine: SGLangEngine) -> Completion:
         return await engine.generate([1], Sampling())
 
-    with pytest.raises(EngineError, match="several weight versions"):
+    if versions is None:
+        with pytest.raises(EngineError, match="the weight versions of 3 tokens are those of"):
+            talk(server, conversation)
+    else:
+        assert talk(server, conversation).versions.tolist() == versions
+
+
+@pytest.mark.parametrize(("reason", "said"), [
+    ({"type": "abort"}, "aborted the request: it does not say why"),
+    ({"type": "abort", "message": "Input length (9 tokens) exceeds\nit"}, 
+     "aborted the request: Input length (9 tokens) exceeds it"),
+])  # fmt: skip
+@pytest.mark.parametrize("ids", [[], [0]])
+def test_an_aborted_request_says_why(reason: dict[str, str], said: str, ids: list[int]) -> None:
+    async def conversation(engine: SGLangEngine) -> Completion:
+        return await engine.generate([1], Sampling())
+
+    server = FakeServer()
+    server.answer = {"output_ids": ids, "meta_info": {"weight_version": "3", "finish_reason": reason}}
+    with pytest.raises(EngineError, match=rf"^http://127\.0\.0\.1:\d+ {re.escape(said)}$"):
         talk(server, conversation)
 
 
-def test_a_request_aborted_before_its_first_token() -> None:
-    async def conversation(engine: SGLangEngine) -> Completion:
+META = {"weight_version": "3", "finish_reason": {"type": "stop"}, "output_token_logprobs": [[-0.5, 2, None]]}
+
+
+def line(**changes: Any) -> bytes:
+    """An answer to the first request, as a server sends it, with parts replaced; None takes one out."""
+    fields = {"index": 0, "output_ids": [2], "meta_info": META} | changes
+    return b"data: " + json.dumps({k: v for k, v in fields.items() if v is not ...}).encode() + b"\n\n"
+
+
+async def two_requests(engine: SGLangEngine) -> list[Any]:
+    calls = (engine.generate([token], Sampling()) for token in range(2))
+    return await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), timeout=10)
+
+
+@pytest.mark.parametrize(("raw", "said"), [
+    (b"", "closed the stream before all answers had come"),
+    (line(), "closed the stream before all answers had come"),  # one result for two requests
+    (b'"fine"\n', "no event stream but '\"fine\"'"),
+    (b'[{"index": 0}]\n', "no event stream but '[{\"index\": 0}]'"),
+    (b"<html>gateway</html>", "no event stream but '<html>gateway</html>'"),
+    (b'data: "fine"\n\n', "sent '\"fine\"', no JSON object"),
+    (b"data: [1, 2]\n\n", "sent '[1, 2]', no JSON object"),
+    (b'data: {"index": 0, "out\n\n', "sent '{\"index\": 0, \"out', no JSON object"),
+    (b"data: \xff\n\n", "no JSON object"),
+    (line(index=2), "index 2 of 2 requests"),
+    (line(index=-1), "index -1 of 2 requests"),
+    (line(index="0"), "index '0' of 2 requests"),
+    (line(index=...), "index None of 2 requests"),
+    (line(error={"message": "no room"}), "no room"),
+])  # fmt: skip
+def test_what_belongs_to_no_request_fails_all_that_have_no_answer_yet(raw: bytes, said: str) -> None:
+    server = FakeServer()
+    server.raw = raw
+    *_, last = answers = talk(server, two_requests)
+    assert isinstance(last, EngineError)
+    assert said in str(last)
+    assert str(last).startswith("http://127.0.0.1:")
+    assert "\n" not in str(last)
+    assert all(isinstance(answer, Completion | EngineError) for answer in answers)
+
+
+@pytest.mark.parametrize("changes", [
+    {"meta_info": ...},
+    {"meta_info": None},
+    {"meta_info": "fine"},
+    {"output_ids": ...},
+    {"output_ids": "2"},
+    {"output_ids": [3]},
+    *({"meta_info": META | changes} for changes in [
+        {"finish_reason": "stop"},
+        {"finish_reason": {"type": 3}},
+        {"weight_version": None},
+        {"weight_version": "latest"},
+        {"weight_versions": [3]},
+        {"output_token_logprobs": None},
+        {"output_token_logprobs": [-0.5]},
+        {"output_token_logprobs": [[None, 2, None]]},
+        {"output_token_logprobs": [["low", 2, None]]},
+        {"output_token_logprobs": [[float("nan"), 2, None]]},
+        {"output_token_logprobs": [[-0.5]]},
+        {"cached_tokens": "many"},
+    ]),
+    {"output_ids": [], "meta_info": META | {"output_token_logprobs": []}},
+    {"output_ids": [2**40], "meta_info": META | {"output_token_logprobs": [[-0.5, 2**40, None]]}},
+])  # fmt: skip
+def test_an_odd_answer_fails_its_request_alone(changes: dict[str, Any]) -> None:
+    server = FakeServer()
+    server.raw = line(**changes) + line(index=1)
+    first, second = talk(server, two_requests)
+    assert isinstance(first, EngineError)
+    assert str(first).startswith("http://127.0.0.1:")
+    assert "\n" not in str(first)
+    assert len(str(first)) < 400
+    assert second.response_ids.tolist() == [2]
+
+
+def test_an_engine_works_on_after_an_odd_answer() -> None:
+    server = FakeServer()
+    server.raw = line(index=7)
+
+    async def conversation(engine: SGLangEngine) -> Any:
+        with pytest.raises(EngineError):
+            await asyncio.wait_for(engine.generate([1], Sampling()), 10)
+        server.raw = None
         return await engine.generate([1], Sampling())
 
-    server = FakeServer()
-    meta = {"weight_version": "3", "finish_reason": {"type": "abort"}}
-    server.answer = {"output_ids": [], "meta_info": meta}
-    completion = talk(server, conversation)
-    assert completion.finish == "abort"
-    assert completion.response_ids.tolist() == []
+    assert talk(server, conversation).response_ids.tolist() == [2]
 
 
 def test_a_dead_server_is_an_engine_error() -> None:
@@ -222,7 +297,7 @@ def test_logprobs_are_those_of_the_tempered_distribution(
         for prompt, completion in zip(prompts, completions, strict=True):
             assert len(completion.response_ids) == 6
             assert completion.finish == "length"
-            assert completion.version == 0
+            assert not completion.versions.any()
             exact = exact_logprobs(served, prompt, completion, temperature)
             np.testing.assert_allclose(completion.logprobs, exact, atol=1e-5)
     assert sum(completion.cached_tokens for completion in completions) > 0
@@ -258,20 +333,60 @@ def test_the_stop_token_is_part_of_the_response(served: Served) -> None:
 
 
 @pytest.mark.engine
-def test_abort_finishes_requests_in_flight(served: Served) -> None:
+def test_a_server_says_how_many_requests_it_holds(served: Served) -> None:
+    async def conversation() -> list[int | None]:
+        async with SGLangEngine(served.url) as engine:
+            sampling = Sampling(max_new_tokens=200)
+            asked = [asyncio.create_task(engine.generate([5, 6, i], sampling)) for i in range(3)]
+            seen: list[int | None] = []
+            while not all(task.done() for task in asked):
+                seen.append(await engine.held())
+            while seen[-1] and len(seen) < 10_000:  # the scheduler says so when it is idle
+                seen.append(await engine.held())
+            return seen
+
+    seen = asyncio.run(conversation())
+    assert 3 in seen
+    assert seen[-1] == 0
+
+
+def test_a_request_that_someone_aborts_says_so(served: Served) -> None:
     async def run() -> Completion:
         async with SGLangEngine(served.url) as engine:
             long = asyncio.create_task(engine.generate([5, 6, 7], Sampling(max_new_tokens=200)))
             await asyncio.sleep(0.1)
-            await engine.abort()
+            everything = json.dumps({"abort_all": True}).encode()
+            request = Request(f"{served.url}/abort_request", everything, {"Content-Type": "application/json"})
+            await asyncio.to_thread(lambda: urlopen(request).read())
             return await long
 
-    completion = asyncio.run(run())
-    assert completion.finish == "abort"
-    assert len(completion.response_ids) < 200
+    with pytest.raises(EngineError, match=r"aborted the request: \w+"):
+        asyncio.run(run())
 
 
 @pytest.mark.engine
 def test_a_prompt_that_does_not_fit_is_an_engine_error(served: Served) -> None:
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineError, match="is longer than the model's context length"):
         sample(served.url, [[5] * 300], Sampling(max_new_tokens=4))
+    with pytest.raises(EngineError, match=r"aborted the request: Input length \(250 tokens\) exceeds"):
+        sample(served.url, [[5] * 250], Sampling(max_new_tokens=1))
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(("prompt", "response"), [(249, 1), (249, 5), (236, 18), (1, 253)])
+def test_an_engine_takes_what_the_positions_needed_allow_and_nothing_more(
+    served: Served, prompt: int, response: int
+) -> None:
+    positions = QWEN2["max_position_embeddings"]
+    fits = [(p, r) for p in range(1, 257) for r in range(1, 257) if positions_needed(p, r) <= positions]
+    assert (prompt, response) in fits
+    (completion,) = sample(served.url, [[5] * prompt], Sampling(temperature=0.0, max_new_tokens=response))
+    assert len(completion.response_ids) == response
+    for longer in ((prompt + 1, response), (prompt, response + 1)):
+        if longer not in fits:
+            sampling = Sampling(temperature=0.0, max_new_tokens=longer[1])
+            try:
+                (completion,) = sample(served.url, [[5] * longer[0]], sampling)
+            except EngineError:
+                continue
+            assert len(completion.response_ids) < longer[1]  # cut without a word

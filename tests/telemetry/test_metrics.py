@@ -10,21 +10,32 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from envs.base import Task
-from gigpo_mega.telemetry.metrics import MetricsWriter, drop_from, read_rows, record_episodes, summary
+from gigpo_mega.telemetry.loggers import TensorBoard
+from gigpo_mega.telemetry.metrics import (
+    MetricsWriter,
+    drop_from,
+    duration,
+    peak_memory,
+    print_summary,
+    read_rows,
+    record_episodes,
+    summary,
+)
 from gigpo_mega.types import Advantages, Group, Step, Trajectory
 
 
-def write(folder: Path, steps: range, resume_at: int = 0) -> None:
-    writer = MetricsWriter(folder, resume_at)
-    for step in steps:
-        writer.write(step, {"rollout/success": step / 10, "loss/kl": 1e-9})
+def write(folder: Path, iterations: range, resume_at: int = 0) -> None:
+    writer = MetricsWriter(folder, [TensorBoard(folder, resume_at)], resume_at)
+    for iteration in iterations:
+        writer.write(iteration, {"rollout/success": iteration / 10, "loss/kl": 1e-9})
     writer.close()
 
 
 def test_rows_are_on_disk_as_soon_as_they_are_written(tmp_path: Path):
     writer = MetricsWriter(tmp_path)
     writer.write(0, {"rollout/success": 0.25, "loss/kl": 1e-9})
-    assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 0, "rollout/success": 0.25, "loss/kl": 1e-9}]
+    expected = {"iteration": 0, "rollout/success": 0.25, "loss/kl": 1e-9}
+    assert read_rows(tmp_path / "metrics.jsonl") == [expected]
     writer.close()
 
 
@@ -32,7 +43,7 @@ def test_resume_drops_the_rows_it_will_write_again(tmp_path: Path):
     write(tmp_path, range(4))
     write(tmp_path, range(2, 5), resume_at=2)
     rows = read_rows(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert [row["iteration"] for row in rows] == [0, 1, 2, 3, 4]
     assert [row["rollout/success"] for row in rows] == [0, 0.1, 0.2, 0.3, 0.4]
 
 
@@ -48,31 +59,47 @@ def test_tensorboard_has_every_iteration_once_after_a_resume(tmp_path: Path):
 
 def test_half_a_line_of_a_killed_process_is_dropped(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 0, "a": 1}\n{"step": 1, "a"')
-    assert read_rows(path) == [{"step": 0, "a": 1}]
+    path.write_text('{"iteration": 0, "a": 1}\n{"iteration": 1, "a"')
+    assert read_rows(path) == [{"iteration": 0, "a": 1}]
     drop_from(path, 5)
-    assert path.read_text() == '{"step": 0, "a": 1}\n'
+    assert path.read_text() == '{"iteration": 0, "a": 1}\n'
+
+
+def test_half_a_character_of_a_killed_process_is_dropped(tmp_path: Path):
+    path = tmp_path / "episodes.jsonl"
+    path.write_bytes('{"iteration": 0}\n{"iteration": 1, "task": "é'.encode()[:-1])
+    assert read_rows(path) == [{"iteration": 0}]
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "\x0b", "\x1c"])
+def test_marks_that_python_takes_for_line_ends_are_read_back(mark: str, tmp_path: Path):
+    path = tmp_path / "episodes.jsonl"
+    record_episodes(path, 0, [group(f"a{mark}b", [True, False])], advantages([0] * 4))
+    (record,) = read_rows(path)
+    assert record["task"] == f"a{mark}b"
+    drop_from(path, 1)
+    assert read_rows(path) == [record]
 
 
 def test_summary_line_names_what_is_there():
-    line = summary(7, {
+    line = summary("7/9", {
         "rollout/success": 0.4218, "rollout/score": 4.2, "rollout/length": 18.25,
         "advantage/episode_abs": 0.81, "advantage/step_abs": 0.44, "loss/kl": 0.00123,
-        "engine/logprob_gap_mean": 3.2e-7, "rollout/tokens": 9000,
+        "engine/logprob_gap_mean": 3.2e-7, "rollout/tokens_per_second": 1500,
         "time/rollout": 6.0, "time/update": 4.5, "time/total": 11.0,
-    })
-    assert line == ("[7] success 42.2%  reward 4.20  length 18.2  |A_E| 0.81  |A_S| 0.44  kl 0.0012  "
-                    "gap 3.2e-07  1500 tok/s  rollout 6.0s update 4.5s total 11.0s")
+    }, left=22.0)
+    assert line == ("[7/9] success 42.2%  reward 4.20  length 18.2  |A_E| 0.81  |A_S| 0.44  kl 0.0012  "
+                    "gap 3.2e-07  1500 tok/s  rollout 6.0s update 4.5s total 11.0s  22 s left")
 
 
-def test_summary_goes_to_stdout_once_per_iteration(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    write(tmp_path, range(2))
-    assert capsys.readouterr().out == "[0] success 0.0%  kl 0.0000\n[1] success 10.0%  kl 0.0000\n"
+def test_a_summary_is_one_line_on_stdout(capsys: pytest.CaptureFixture[str]):
+    print_summary("1", {"rollout/success": 0.1, "loss/kl": 1e-9})
+    assert capsys.readouterr().out == "[1] success 10.0%  kl 0.0000\n"
 
 
 def step(action: str, valid: bool = True) -> Step:
     none = np.zeros(1, dtype=np.int32)
-    return Step(none, none, none.astype(np.float32), 0.5, valid, bytes(16), 0, "a room", action)
+    return Step(none, none, none.astype(np.float32), 0.5, valid, bytes(16), none, "a room", action)
 
 
 def group(name: str, outcomes: list[bool]) -> Group:
@@ -94,7 +121,7 @@ def test_recorded_group_is_the_one_with_mixed_outcomes(tmp_path: Path):
     path = tmp_path / "episodes.jsonl"
     record_episodes(path, 3, groups, advantages([0, 1, 0, 1, 2, 3, 2, 4]))
     (record,) = read_rows(path)
-    assert (record["step"], record["task"], record["kind"]) == (3, "y", "pick")
+    assert (record["iteration"], record["task"], record["kind"]) == (3, "y", "pick")
     won, lost = record["episodes"]
     assert (won["success"], lost["success"], lost["ended_by"]) == (True, False, "limit")
     assert lost["steps"][0] == {"observation": "a room", "action": "y0a", "reward": 0.5, "valid": True,
@@ -129,6 +156,19 @@ def test_big_group_is_shortened_to_successes_and_failures(tmp_path: Path):
 
 
 def test_resume_drops_recorded_episodes_too(tmp_path: Path):
-    (tmp_path / "episodes.jsonl").write_text("".join(json.dumps({"step": s}) + "\n" for s in range(4)))
+    (tmp_path / "episodes.jsonl").write_text("".join(json.dumps({"iteration": i}) + "\n" for i in range(4)))
     MetricsWriter(tmp_path, resume_at=2).close()
-    assert [row["step"] for row in read_rows(tmp_path / "episodes.jsonl")] == [0, 1]
+    assert [row["iteration"] for row in read_rows(tmp_path / "episodes.jsonl")] == [0, 1]
+
+
+@pytest.mark.parametrize(("seconds", "said"), [
+    (0, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (240, "4 min"), (3599, "1 h 0 min"), (4800, "1 h 20 min"),
+])  # fmt: skip
+def test_a_duration_in_words(seconds: float, said: str):
+    assert duration(seconds) == said
+
+
+def test_the_peak_of_main_memory_is_the_kernels():
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    kib = int(lines["VmHWM"].split()[0])
+    assert peak_memory(cuda=False) == pytest.approx(kib / 2**20, rel=0.02)

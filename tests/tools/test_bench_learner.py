@@ -1,22 +1,17 @@
-"""tools/bench_learner.py on this machine, once."""
+"""tools/bench_learner.py, run once on this machine."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.programs import run_python
 
 
 def test_throughput_is_what_the_seconds_say() -> None:
-    command = [sys.executable, "tools/bench_learner.py", "--json", "--rows", "4", "--updates", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
-                          env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})  # fmt: skip
+    words = ("--json", "--rows", "4", "--updates", "1")
+    done = run_python("tools/bench_learner.py", *words, more={"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads(done.stdout.splitlines()[-1])
     tokens = 4 * (record["work"]["prompt"] + record["work"]["response"])

@@ -1,4 +1,4 @@
-"""There and back is the identity at every layout; what cannot be converted is one line and no output."""
+"""A round trip is the identity at every layout; what cannot be converted is one line and no output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 import resource
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,15 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from gigpo_mega.commands import convert as command
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner.model import ModelShape
+from gigpo_mega.shape import ModelShape
+from gigpo_mega.storage.manifest import LEARNER
 from gigpo_mega.weights import convert, huggingface, verify
+from gigpo_mega.weights.families.mapping import entries
 from gigpo_mega.weights.huggingface import HFReader, HFWriter
-from gigpo_mega.weights.names import entries
-from gigpo_mega.weights.sharded import FOLDER, Grid
+from gigpo_mega.weights.sharded import Grid
 from tests.tiny import write_policy
-from tools import bench_conversion
-from tools import convert as tool
+from tools.bench import conversion as bench_conversion
 
 FAMILIES = ("qwen2", "qwen3", "llama")
 GRIDS = {"TP1-PP1": Grid(), "TP2-PP2": Grid(2, 2), "TP2-PP2-VPP2": Grid(2, 2, 2)}
@@ -77,7 +77,7 @@ def test_round_trip_is_bit_exact(family: str, tied: bool, grid: str, tmp_path: P
     dtype = "float32" if grid == "TP1-PP1" else "bfloat16"
     assert json.loads((tmp_path / "back/config.json").read_text())["dtype"] == dtype
     ranks = GRIDS[grid].tensor * GRIDS[grid].pipeline
-    files = sorted(path.name for path in (tmp_path / "checkpoint" / FOLDER).glob("*.distcp"))
+    files = sorted(path.name for path in (tmp_path / "checkpoint" / LEARNER).glob("*.distcp"))
     assert files == [f"__{rank}_0.distcp" for rank in range(ranks)]
 
 
@@ -132,15 +132,16 @@ def test_verify_names_a_flipped_bit(policy: Path, tmp_path: Path) -> None:
     assert verify.different(policy, tmp_path / "checkpoint") == [name]
 
 
-def test_the_program(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_command_imports_verifies_and_exports(policy: Path, tmp_path: Path, capsys: Any) -> None:
     def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
-        tool.main()
+        command.main([*map(str, arguments)])
         return capsys.readouterr().out
 
     checkpoint, back = tmp_path / "checkpoint", tmp_path / "back"
     run("import", "--hf", policy, "--out", checkpoint, "--tensor", 2, "--pipeline", 2)
-    assert run("verify", "--hf", policy, "--checkpoint", checkpoint).startswith("bits: every tensor is equal")
+    verified = run("verify", "--hf", policy, "--checkpoint", checkpoint)
+    assert verified.startswith("bits: every tensor is equal\nlogits: ")
+    assert bench_conversion.parse_logits(verified)["max_gap"] < 1e-5
     assert run("export", "--checkpoint", checkpoint, "--hf-config", policy, "--out", back) == f"{back}\n"
     assert_same(policy, back)
     rewrite(policy, lambda held: held["model.norm.weight"].add_(1))
@@ -198,7 +199,7 @@ def other_option(hf: Path) -> None:
     configure(hf, use_sliding_window=True)
 
 
-def quantised(hf: Path) -> None:
+def quantized(hf: Path) -> None:
     name = "model.norm.weight"
     rewrite(hf, lambda held: held.update({name: held[name].to(torch.int8)}))
 
@@ -220,13 +221,13 @@ FAULTS: dict[Callable[[Path], None], str] = {
     no_shard: r"model-00002-of-00005\.safetensors is missing",
     no_weights: r"model\.safetensors is missing",
     truncated: r"model\.safetensors is cut off",
-    bad_index: r"cannot read .*index\.json: KeyError\('weight_map'\)",
+    bad_index: r"index\.json has no weight_map of tensors to file names",
     wrong_shape: r"holds model\.layers\.1\.mlp\.up_proj\.weight of shape \[63, 32\]; .* asks for \[64, 32\]",
     no_tensor: r"lacks model\.layers\.1\.self_attn\.q_proj\.bias",
     unknown_tensor: r"holds model\.layers\.0\.self_attn\.o_proj\.bias, which no qwen2 policy has",
-    other_type: r"has model_type 'gpt2'; supported: qwen2, qwen3, llama",
-    other_option: r"has use_sliding_window True; supported: False",
-    quantised: r"holds model\.norm\.weight of type I8; supported: F32, F16, BF16",
+    other_type: r"has model_type \"gpt2\"; supported: qwen2, qwen3, llama",
+    other_option: r"has use_sliding_window true; supported: false",
+    quantized: r"holds model\.norm\.weight of type I8; supported: F32, F16, BF16",
     mixed: r"of one type: .*k_proj\.weight torch\.float16",
     tie_of_another_head: r"tie_word_embeddings true, but lm_head\.weight differs from model\.embed_tokens",
     untied_without_head: r"tie_word_embeddings false, but there is no lm_head\.weight",
@@ -274,8 +275,8 @@ def test_slime_345_a_tie_flag_that_is_not_the_checkpoints(policy: Path, tmp_path
 
 def test_a_layout_that_does_not_divide_the_model(policy: Path, tmp_path: Path) -> None:
     for grid, reason in (
-        (Grid(tensor=3), "3 does not divide the model's 4 attention heads"),
-        (Grid(1, 2, 4), "2 x --virtual-pipeline 4 = 8 stages do not divide the model's 4 layers"),
+        (Grid(tensor=3), "--tensor 3 does not divide the model's 4 attention heads"),
+        (Grid(1, 2, 4), "--pipeline 2 x --virtual-pipeline 4 does not divide the model's 4 layers"),
     ):
         assert reason in refusal(lambda grid=grid: convert.import_hf(policy, tmp_path / "o", grid), tmp_path)
 
@@ -343,7 +344,7 @@ def test_a_damaged_checkpoint_is_one_line(policy: Path, converted: Path, tmp_pat
     def export() -> str:
         return refusal(lambda: convert.export_hf(converted, policy, tmp_path / "out"), tmp_path)
 
-    file = converted / FOLDER / "__1_0.distcp"
+    file = converted / LEARNER / "__1_0.distcp"
     whole = file.read_bytes()
     file.write_bytes(bytes(len(whole)))
     assert "is damaged" in export()
@@ -351,10 +352,10 @@ def test_a_damaged_checkpoint_is_one_line(policy: Path, converted: Path, tmp_pat
     assert f"{file} is cut off: {len(whole) - 1000} of {len(whole)} bytes" in export()
     file.unlink()
     assert f"{file} is missing" in export()
-    (converted / FOLDER / ".metadata").write_bytes(b"nonsense")
+    (converted / LEARNER / ".metadata").write_bytes(b"nonsense")
     assert "cannot read" in export()
-    shutil.rmtree(converted / FOLDER)
-    assert "holds no learner/.metadata; give what `convert.py import` wrote" in export()
+    shutil.rmtree(converted / LEARNER)
+    assert "holds no learner/.metadata; give what `gigpo-mega convert import` wrote" in export()
 
 
 def test_a_checkpoint_of_another_model_is_one_line(policy: Path, converted: Path, tmp_path: Path) -> None:

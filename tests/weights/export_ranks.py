@@ -1,30 +1,32 @@
 """Loads and exports policies on every rank of a launch, in each layout given.
 
-    torchrun --nproc-per-node 4 tests/weights/export_ranks.py FOLDER TENSORxPIPELINExVIRTUAL ...
+    torchrun --nproc-per-node 4 tests/weights/export_ranks.py LEARNER TENSORxPIPELINExVIRTUAL ...
 
-FOLDER/<policy>/hf and FOLDER/<policy>/checkpoint hold the same weights. Each layout leaves what it saves
+LEARNER/<policy>/hf and LEARNER/<policy>/checkpoint hold the same weights. Each layout leaves what it saves
 beside them; rank 0 prints one JSON line: the tensors that any rank saw otherwise than they are in the files.
 """
 
 from __future__ import annotations
 
 import json
+import queue
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from gigpo_mega.config import Config, ParallelConfig
-from gigpo_mega.learner import checkpoint, parallel
-from gigpo_mega.learner.model import ModelShape, Policy, build_model
-from gigpo_mega.weights import export as weights
+from gigpo_mega.learner import layout as parallel
+from gigpo_mega.learner.model import Policy, build_model
+from gigpo_mega.shape import ModelShape
+from gigpo_mega.storage.manifest import LEARNER
+from gigpo_mega.weights import live as weights
 from gigpo_mega.weights.huggingface import HFReader
-from gigpo_mega.weights.sharded import FOLDER
 
-from megatron.core import dist_checkpointing, parallel_state  # isort: skip  (learner has installed the CPU patches)
-
-assert checkpoint  # it mends megatron's queue for saves in the foreground
+filesystem_async._results_queue = queue.Queue()  # megatron's is a process that imports all of this once more
 
 
 def wrong(policy: Policy, shape: ModelShape, layout: parallel.Layout, hf: Path) -> list[str]:
@@ -47,7 +49,7 @@ def check(folder: Path, cfg: ParallelConfig, layout: parallel.Layout) -> list[li
     """From the Hugging Face directory, then from the checkpoint; then save as both."""
     hf, name = folder / "hf", f"{cfg.tensor}x{cfg.pipeline}x{cfg.virtual_pipeline}"
     shape = ModelShape.from_hf(hf)
-    policy = build_model(shape, Config(parallel=cfg))
+    policy = build_model(shape, Config(parallel=cfg), empty=True)
     found: list[list[str]] = []
     for source in (hf, folder / "checkpoint"):
         blank(policy)
@@ -56,11 +58,11 @@ def check(folder: Path, cfg: ParallelConfig, layout: parallel.Layout) -> list[li
     weights.save(policy, shape, layout, hf, folder / f"saved_{name}")
     native = folder / f"native_{name}"
     if layout.leader:
-        (native / FOLDER).mkdir(parents=True)
+        (native / LEARNER).mkdir(parents=True)
     dist.barrier()
     metadata = {"dp_cp_group": layout.replica_group}
     chunks = {str(i): chunk.sharded_state_dict(metadata=metadata) for i, chunk in enumerate(policy)}
-    dist_checkpointing.save(chunks, str(native / FOLDER))
+    dist_checkpointing.save(chunks, str(native / LEARNER))
     return found
 
 

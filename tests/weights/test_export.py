@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +9,14 @@ import pytest
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from gigpo_mega.storage.manifest import LEARNER
 from gigpo_mega.weights import convert, verify
 from gigpo_mega.weights.huggingface import HFReader
-from gigpo_mega.weights.sharded import FOLDER, Grid
+from gigpo_mega.weights.sharded import Grid
+from tests.programs import results
 from tests.tiny import write_policy
 
 pytestmark = pytest.mark.distributed
-ROOT = Path(__file__).parents[2]
 LAYOUTS = ("2x2x1", "1x2x2", "2x1x1")
 POLICIES: dict[str, dict[str, Any]] = {
     "qwen2_tied": {"family": "qwen2", "tie_word_embeddings": True},
@@ -34,13 +31,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     for name, options in POLICIES.items():
         hf = write_policy(root / name / "hf", num_hidden_layers=4, **options)
         convert.import_hf(hf, root / name / "checkpoint", Grid(1, 4))
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone",
-               "--nproc-per-node", "4", str(ROOT / "tests/weights/export_ranks.py"),
-               str(root), *LAYOUTS]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return root, [json.loads(line[7:]) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    return root, results(4, "tests/weights/export_ranks.py", str(root), *LAYOUTS)
 
 
 def test_every_rank_exports_what_was_loaded(launched: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -71,8 +62,8 @@ def test_an_import_is_cut_as_megatron_cuts(
 ) -> None:
     folder = launched[0] / policy
     convert.import_hf(folder / "hf", tmp_path / "out", Grid(*map(int, layout.split("x"))))
-    ours = FileSystemReader(tmp_path / "out" / FOLDER)
-    native = FileSystemReader(folder / f"native_{layout}" / FOLDER)
+    ours = FileSystemReader(tmp_path / "out" / LEARNER)
+    native = FileSystemReader(folder / f"native_{layout}" / LEARNER)
     assert len(tensors(ours)) > 8
     assert tensors(ours) == tensors(native)
     assert len(ranks(ours)) == int(layout[0]) * int(layout[2])

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from gigpo_mega.learner.model import ModelShape
-from gigpo_mega.weights.names import entries, entry
+from gigpo_mega.shape import ModelShape
+from gigpo_mega.weights.families.mapping import entries, entry
 from tests.tiny import write_policy
 
 FAMILIES = ("qwen2", "qwen3", "llama")

@@ -1,23 +1,37 @@
-"""Pushing weights to a real server: exact, tagged, with the prefix cache flushed, and losses caught."""
+"""Every transport to real servers: exact by checksum, tagged, prefix cache flushed, losses caught."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import hashlib
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from gigpo_mega.rollout.engine import Completion, Sampling
-from gigpo_mega.rollout.sglang import SGLangEngine
-from gigpo_mega.weights.push import PushError, WeightPusher, buckets, logprob_gap
+from gigpo_mega.config import EngineConfig, WeightsConfig
+from gigpo_mega.rollout.engines.base import Completion, Sampling
+from gigpo_mega.rollout.engines.server import SGLangServer, wait
+from gigpo_mega.rollout.engines.sglang import SGLangEngine
+from gigpo_mega.weights.push import WeightPush
+from gigpo_mega.weights.transport.base import NamedTensor, PushError
+from gigpo_mega.weights.transport.receivers import Receivers
 from tests.conftest import Served
+from tests.programs import results
 from tests.tiny import write_policy
 
+pytestmark = pytest.mark.engine
+TRANSPORTS = ("tensor", "broadcast", "disk")
 PROMPTS = [[9, *range(20, 60), i] for i in range(3, 11)]
+Weights = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +40,41 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_policy(tmp_path_factory.mktemp("other"), seed=1)
 
 
-def tensors(model: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
+@pytest.fixture(scope="module")
+def weights(other: Path) -> Weights:
+    return load_file(other / "model.safetensors")
 
-    return load_file(model / "model.safetensors")
+
+@pytest.fixture(scope="module")
+def second(sglang_server: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangServer]:
+    """A server beside the session's, with the same policy; closed, its processes are gone at once."""
+    log = tmp_path_factory.mktemp("second") / "sglang.log"
+    with SGLangServer(sglang_server.model, EngineConfig(max_total_tokens=8192), log) as server:
+        yield server
 
 
-def sample(url: str) -> list[Completion]:
+@pytest.fixture
+def push(request: pytest.FixtureRequest, served: Served, tmp_path: Path) -> WeightPush:
+    """The way to one server, in buckets of 1 KiB: some thirty of them."""
+    made = WeightPush(WeightsConfig(transport=request.param), [served.url], tmp_path / "weights")
+    made._transport._bucket_bytes = 1 << 10  # type: ignore[attr-defined]
+    return made
+
+
+every_transport = pytest.mark.parametrize("push", TRANSPORTS, indirect=True)
+
+
+def sample(url: str, tokens: int = 5) -> list[Completion]:
     async def run() -> list[Completion]:
         async with SGLangEngine(url) as engine:
-            sampling = Sampling(max_new_tokens=5)
+            sampling = Sampling(max_new_tokens=tokens)
             return await asyncio.gather(*(engine.generate(prompt, sampling) for prompt in PROMPTS))
 
     return asyncio.run(run())
 
 
-def gap(model: Path, completions: list[Completion]) -> float:
-    """The largest difference of the engine's log-probs from those of `model`."""
+def differences(model: Path, completions: list[Completion]) -> list[np.ndarray]:
+    """The engine's log-probs less those of `model`, of each completion."""
     from transformers import Qwen2ForCausalLM
 
     policy: Any = Qwen2ForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -51,113 +83,264 @@ def gap(model: Path, completions: list[Completion]) -> float:
         ids = torch.tensor([[*prompt, *completion.response_ids.tolist()]])
         with torch.no_grad():
             logprobs = policy(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        rows.append(logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0].numpy())
-    found = logprob_gap([completion.logprobs for completion in completions], rows)
-    assert found.tokens == 5 * len(PROMPTS)
-    assert found.mean <= found.max
-    return found.max
+        rows.append(completion.logprobs - logprobs.gather(1, ids[0, len(prompt) :, None])[:, 0].numpy())
+    return rows
 
 
-@pytest.mark.engine
-@pytest.mark.parametrize("bucket_bytes", [1 << 10, 1 << 30])
-def test_a_push_changes_the_weights_exactly(served: Served, other: Path, bucket_bytes: int) -> None:
+def gap(model: Path, completions: list[Completion]) -> float:
+    """The largest difference of the engine's log-probs from those of `model`."""
+    found = np.concatenate(differences(model, completions))
+    assert len(found) == 5 * len(PROMPTS)
+    return float(np.abs(found).max())
+
+
+def held(url: str) -> dict[str, str]:
+    """SGLang's checksum of every tensor of the server at `url`."""
+    request = urllib.request.Request(f"{url}/weights_checker", data=b"{}", method="POST")
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())["ranks"][0]["checksums"]
+
+
+def checksums(weights: Weights) -> dict[str, str]:
+    """The same, from the Hugging Face tensors of a Qwen2 of two layers and 203 tokens."""
+    fused = {name: [tensor] for name, tensor in weights.items() if "_proj" not in name or "o_proj" in name}
+    for layer in (f"model.layers.{i}" for i in range(2)):
+        fused[f"{layer}.mlp.down_proj.weight"] = [weights[f"{layer}.mlp.down_proj.weight"]]
+        gate_up = [weights[f"{layer}.mlp.{part}_proj.weight"] for part in ("gate", "up")]
+        fused[f"{layer}.mlp.gate_up_proj.weight"] = gate_up
+        for kind in ("weight", "bias"):
+            qkv = [weights[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            fused[f"{layer}.self_attn.qkv_proj.{kind}"] = qkv
+    fused["model.embed_tokens.weight"].append(torch.zeros(256 - 203, 32))
+    return {
+        name: hashlib.sha256(torch.cat(rows).numpy().tobytes()).hexdigest()[:16]
+        for name, rows in fused.items()
+    }
+
+
+@every_transport
+def test_a_push_changes_the_weights_exactly(
+    push: WeightPush, served: Served, other: Path, weights: Weights
+) -> None:
     before = sample(served.url)  # fills the prefix cache with the old weights' keys and values
-    assert {completion.version for completion in before} == {0}
+    assert {v for c in before for v in c.versions.tolist()} == {0}
     assert gap(served.model, before) < 1e-5
     assert gap(other, before) > 1e-2
-    pusher = WeightPusher(served.url)
-    pusher._bucket_bytes = bucket_bytes
-    pusher.push(iter(tensors(other).items()), version=7)
+    pushed = push.push(iter(weights.items()), version=7)
+    assert pushed.nbytes == sum(tensor.nbytes for tensor in weights.values())
+    assert held(served.url) == checksums(weights)
     after = sample(served.url)
-    assert {completion.version for completion in after} == {7}
+    assert {v for c in after for v in c.versions.tolist()} == {7}
     assert gap(other, after) < 1e-5  # also says that no stale prefix was used
     assert all(completion.cached_tokens < len(PROMPTS[0]) for completion in after)
 
 
-@pytest.mark.engine
-def test_a_skipped_push_is_caught_by_the_version(served: Served, other: Path) -> None:
-    pusher = WeightPusher(served.url)
-    pusher.push(tensors(other).items(), version=1)
-    pusher.verify(1)
-    with pytest.raises(PushError, match="has weight version 1, the learner 2"):
-        pusher.verify(2)
+@every_transport
+def test_a_push_that_a_killed_learner_has_left_open_is_closed(
+    push: WeightPush, served: Served, weights: Weights
+) -> None:
+    Receivers([served.url]).post("/begin_weight_update")
+    push.push(weights.items(), version=3)
+    assert held(served.url) == checksums(weights)
 
 
-@pytest.mark.engine
-def test_a_corrupted_tensor_is_caught_by_the_logprobs(served: Served, other: Path) -> None:
-    weights = tensors(other)
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_responses_under_way_go_on_with_the_new_weights_as_if_they_had_begun_them(
+    transport: Any, served: Served, other: Path, weights: Weights, tmp_path: Path
+) -> None:
+    push = WeightPush(WeightsConfig(transport=transport), [served.url], tmp_path / "weights", busy=True)
+    first = load_file(served.model / "model.safetensors")
+    begin = time.monotonic()
+    sample(served.url, 180)
+    half, mixed = (time.monotonic() - begin) / 2, 0
+    with ThreadPoolExecutor(1) as thread:
+        for version in range(1, 9):  # until one comes in the middle
+            sampled = thread.submit(sample, served.url, 180)
+            time.sleep(half)
+            push.push((weights if version % 2 else first).items(), version)
+            completions = sampled.result()
+            even, odd = (differences(model, completions) for model in (served.model, other))
+            for completion, of_even, of_odd in zip(completions, even, odd, strict=True):
+                assert set(completion.versions) <= {version - 1, version}
+                assert (np.diff(completion.versions) >= 0).all()
+                assert np.abs(np.where(completion.versions % 2, of_odd, of_even)).max() < 1e-5
+                mixed += bool(np.ptp(completion.versions))
+            if mixed:
+                break
+    assert mixed
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_all_servers_get_the_same_weights_and_version(
+    transport: Any, served: Served, second: SGLangServer, weights: Weights, tmp_path: Path
+) -> None:
+    push = WeightPush(WeightsConfig(transport=transport), [served.url, second.url], tmp_path)
+    original = load_file(served.model / "model.safetensors")
+    for version, wanted in enumerate((weights, original), start=3):  # whatever the transport before left
+        push.push(wanted.items(), version)
+        assert held(served.url) == held(second.url) == checksums(wanted)
+        push.verify(version)
+
+
+@every_transport
+def test_a_push_that_one_server_lost_is_caught_by_the_version(
+    push: WeightPush, second: SGLangServer, weights: Weights
+) -> None:
+    push.push(weights.items(), version=11)
+    push._receivers.urls.append(second.url)  # it was not there yet
+    with pytest.raises(
+        PushError, match=rf"^the engine at {second.url} has weight version \d+, the learner 11"
+    ):
+        push.verify(11)
+
+
+def flipped(weights: Iterable[NamedTensor]) -> Iterator[NamedTensor]:
+    """One bit of one tensor is another."""
+    for name, tensor in weights:
+        if name == "model.layers.1.mlp.up_proj.weight":
+            tensor = tensor.clone()
+            tensor.view(torch.uint8)[3, 5] ^= 1
+        yield name, tensor
+
+
+def lossy(weights: Iterable[NamedTensor]) -> Iterator[NamedTensor]:
+    """The attention of a layer never arrives."""
+    return ((name, tensor) for name, tensor in weights if "layers.0.self_attn" not in name)
+
+
+@every_transport
+@pytest.mark.parametrize(("fault", "named"), [
+    (flipped, "model.layers.1.mlp.gate_up_proj.weight than"),
+    (lossy, "model.layers.0.self_attn.o_proj.weight and 2 more than"),
+])  # fmt: skip
+def test_weights_that_change_or_vanish_on_the_way_are_caught_and_named(
+    push: WeightPush,
+    fault: Callable[[Iterable[NamedTensor]], Iterator[NamedTensor]],
+    named: str,
+    served: Served,
+    weights: Weights,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    send = push._transport.send
+    monkeypatch.setattr(push._transport, "send", lambda sent, version: send(fault(sent), version))
+    with pytest.raises(
+        PushError, match=f"^the engine at {served.url} holds other values of {named}"
+    ) as caught:
+        push.push(sorted(weights.items()), version=2)
+    assert "\n" not in str(caught.value)
+    push.verify(2)  # the tag alone sees nothing
+    monkeypatch.undo()
+    push.push(weights.items(), version=2)
+
+
+def test_without_checksums_a_corrupted_tensor_is_caught_by_the_logprobs(
+    served: Served, other: Path, weights: Weights, tmp_path: Path
+) -> None:
     damaged = "model.layers.1.self_attn.o_proj.weight"
-    weights[damaged] = weights[damaged].clone()
-    weights[damaged][0] *= -1
-    WeightPusher(served.url).push(weights.items(), version=2)
-    completions = sample(served.url)
-    assert {completion.version for completion in completions} == {2}  # the tag alone sees nothing
-    assert gap(other, completions) > 1e-4
+    wrong = weights | {damaged: weights[damaged].clone()}
+    wrong[damaged][0] *= -1
+    WeightPush(WeightsConfig(checksums=False), [served.url], tmp_path).push(wrong.items(), version=2)
+    assert gap(other, sample(served.url)) > 1e-4
 
 
-@pytest.mark.engine
-def test_a_failed_push_can_be_repeated(served: Served, other: Path) -> None:
-    def interrupted() -> Iterator[tuple[str, torch.Tensor]]:
-        yield next(iter(tensors(other).items()))
+def test_a_file_that_changed_before_it_was_loaded_is_named(
+    served: Served, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = WeightPush(WeightsConfig(transport="disk"), [served.url], tmp_path)
+    post = push._receivers.post
+
+    def damage(path: str, payload: Any = None) -> Any:
+        if path == "/update_weights_from_disk":
+            with (Path(payload["model_path"]) / "model.safetensors").open("r+b") as file:
+                file.seek(-5, 2)
+                file.write(b"\x00")
+        return post(path, payload)
+
+    monkeypatch.setattr(push._receivers, "post", damage)
+    said = (
+        r"holds other values of .*; .*/version_000004: model.safetensors has another SHA-256 than was written"
+    )
+    with pytest.raises(PushError, match=said):
+        push.push(weights.items(), version=4)
+
+
+def test_the_disk_keeps_the_newest_version_alone_with_its_checksums(
+    served: Served, weights: Weights, tmp_path: Path
+) -> None:
+    push = WeightPush(WeightsConfig(transport="disk"), [served.url], tmp_path)
+    for version in (1, 2, 2):
+        push.push(weights.items(), version)
+    (kept,) = tmp_path.iterdir()
+    assert kept.name == "version_000002"
+    digest = hashlib.sha256((kept / "model.safetensors").read_bytes()).hexdigest()
+    assert (kept / "SHA256SUMS").read_text() == f"{digest}  model.safetensors\n"
+
+
+@every_transport
+def test_a_failed_push_can_be_repeated(push: WeightPush, served: Served, weights: Weights) -> None:
+    def interrupted() -> Iterator[NamedTensor]:
+        yield from list(weights.items())[:9]
         raise RuntimeError("the learner died")
 
-    pusher = WeightPusher(served.url)
     with pytest.raises(RuntimeError, match="the learner died"):
-        pusher.push(interrupted(), version=3)
+        push.push(interrupted(), version=3)
     with pytest.raises(PushError, match="has weight version 0, the learner 3"):
-        pusher.verify(3)
+        push.verify(3)
     with pytest.raises(PushError, match="nothing to push"):
-        pusher.push([], version=3)
-    pusher.push(tensors(other).items(), version=3)
-    assert gap(other, sample(served.url)) < 1e-5
+        push.push([], version=3)
+    push.push(weights.items(), version=3)
+    assert held(served.url) == checksums(weights)
 
 
-def test_a_push_to_nowhere_is_one_line() -> None:
-    with pytest.raises(PushError) as caught:
-        WeightPusher("http://127.0.0.1:9", timeout=5).push([("a", torch.zeros(1))], version=1)
-    assert "http://127.0.0.1:9/server_info" in str(caught.value)
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_push_to_nowhere_is_one_line(transport: Any, tmp_path: Path) -> None:
+    push = WeightPush(WeightsConfig(transport=transport), ["http://127.0.0.1:9"], tmp_path, timeout=5)
+    with pytest.raises(PushError, match=r"http://127\.0\.0\.1:9/") as caught:
+        push.push([("a", torch.zeros(1))], version=1)
     assert "\n" not in str(caught.value)
 
 
-class FakeServed(WeightPusher):
-    """Talks to a server of `ranks` tensor-parallel ranks that agrees to everything."""
+def test_a_server_that_dies_in_a_broadcast_is_named_and_when_it_is_back_it_gets_the_next(
+    served: Served, second: SGLangServer, weights: Weights, tmp_path: Path
+) -> None:
+    push = WeightPush(WeightsConfig(transport="broadcast"), [served.url, second.url], tmp_path)
+    push._transport._bucket_bytes = 1 << 10  # type: ignore[attr-defined]
 
-    def __init__(self, ranks: int) -> None:
-        super().__init__("http://fake")
-        self.ranks = ranks
-        self.sent: list[list[str]] = []
+    def interrupted() -> Iterator[NamedTensor]:
+        yield from list(weights.items())[:9]
+        second.close()
+        yield from list(weights.items())[9:]
 
-    def _request(self, path: str, payload: dict[str, Any] | None) -> dict[str, Any]:
-        if payload and "serialized_named_tensors" in payload:
-            self.sent.append(payload["serialized_named_tensors"])
-        return {"success": True, "tp_size": self.ranks, "weight_version": "4"}
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_every_rank_of_the_engine_gets_its_own_handles(ranks: int) -> None:
-    from sglang.srt.utils import MultiprocessingSerializer
-
-    pusher = FakeServed(ranks)
-    weight = torch.arange(6.0)
-    pusher.push([("weight", weight)], version=4)
-    (handles,) = pusher.sent
-    found = [MultiprocessingSerializer.deserialize(handle)["flattened_tensor"] for handle in handles]
-    assert len(found) == ranks
-    assert all(torch.equal(tensor.view(torch.float32), weight) for tensor in found)
-
-
-def test_buckets_keep_order_and_size() -> None:
-    weights = [(str(i), torch.zeros(size)) for i, size in enumerate([3, 4, 1, 20, 2])]
-    cut = list(buckets(weights, limit=32))
-    assert [[name for name, _ in bucket] for bucket in cut] == [["0", "1", "2"], ["3"], ["4"]]
-    assert list(buckets([], limit=32)) == []
+    push.push(weights.items(), version=5)
+    begin = time.perf_counter()
+    with pytest.raises(PushError, match=f"^{second.url}/update_weights_from_distributed: ") as caught:
+        push.push(interrupted(), version=6)
+    assert "\n" not in str(caught.value)
+    push._receivers.urls.pop()
+    push.push(weights.items(), version=6)  # at once: the other does not wait for the rest of the bucket
+    assert time.perf_counter() - begin < 30
+    assert held(served.url) == checksums(weights)
+    second.launch()
+    wait([second])
+    push._receivers.urls.append(second.url)
+    with pytest.raises(PushError, match=f"^the engine at {second.url} has weight version 0, the learner 6"):
+        push.verify(6)
+    push.push(weights.items(), version=7)
+    assert held(served.url) == held(second.url) == checksums(weights)
 
 
-def test_logprob_gap_counts_tokens() -> None:
-    ours = [np.array([-1.0, -2.0], np.float32), np.array([-3.0], np.float32)]
-    theirs = [np.array([-1.0, -2.5], np.float32), np.array([-3.25], np.float32)]
-    found = logprob_gap(ours, theirs)
-    assert (found.mean, found.max, found.tokens) == (0.25, 0.5, 3)
-    assert logprob_gap([], []).tokens == 0
-    with pytest.raises(ValueError, match="not of the same tokens"):
-        logprob_gap(ours[1:], theirs[:1])
+@pytest.mark.distributed
+def test_four_ranks_push_what_they_hold_to_two_servers(
+    served: Served, second: SGLangServer, other: Path, tmp_path: Path
+) -> None:
+    """Tensor 2 x pipeline 2 under torchrun, each version with other weights than the one before."""
+    urls = [served.url, second.url]
+    rows = results(4, "tests/weights/push_ranks.py", str(other), str(tmp_path), *urls)
+    assert [row["transport"] for row in rows] == list(TRANSPORTS)
+    assert all(row["metrics"]["weights/push_gib_per_s"] > 0 for row in rows)
+    wanted = checksums(load_file(tmp_path / "disk" / "model.safetensors"))
+    assert held(served.url) == held(second.url) == wanted
+    for row in rows:
+        moved = load_file(tmp_path / row["transport"] / "model.safetensors")
+        assert row["held"] == [checksums(moved)] * 2

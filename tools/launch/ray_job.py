@@ -2,9 +2,9 @@
 
     ray job submit -- python $PWD/tools/launch/ray_job.py --nodes 2 configs/alfworld/qwen2.5-7b-2nodes.yaml
 
-Ray finds the machines, holds their GPUs and tells the agents where the first of them is; the rest is
-tools/launch/torchrun.sh, on a disk that all machines share, as are `output` and `model.path`. All other
-arguments go to gigpo_mega.train.
+Ray finds the machines, reserves their GPUs and gives the agents the address of the first machine;
+tools/launch/torchrun.sh does the rest. It must be on a disk that all machines share, as must `output` and
+`model.path`. All other arguments go to gigpo_mega.train.
 """
 
 from __future__ import annotations
@@ -14,37 +14,45 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import ray  # pyright: ignore[reportMissingImports]
-from ray.util import get_node_ip_address  # pyright: ignore[reportMissingImports]
-from ray.util.placement_group import placement_group  # pyright: ignore[reportMissingImports]
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # pyright: ignore[reportMissingImports]
+from gigpo_mega.arguments import COUNT, PORT, number
+from gigpo_mega.errors import UserError
+from gigpo_mega.program import run_main
 
 SCRIPT = Path(__file__).with_name("torchrun.sh")
-FORWARDED = re.compile("INTERFACE|PROCESSES|PYTHON|MODULE|OMP_NUM_THREADS|(NCCL|GLOO)_.*")  # to the machines
+FORWARDED = re.compile(
+    "INTERFACE|PROCESSES|SHUTDOWN_TIMEOUT|PYTHON|MODULE|OMP_NUM_THREADS|(NCCL|GLOO)_.*"
+)  # to the machines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The status of the first agent that failed, 0 where none did."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0], allow_abbrev=False)
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus-per-node", type=int, default=8)
-    parser.add_argument("--cpus-per-node", type=int, default=16)
-    parser.add_argument("--port", type=int, default=29500, help="free TCP port of the first machine")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds to wait for the machines")
-    arguments, rest = parser.parse_known_args(argv)
+    """Returns the status of the first agent that failed, 0 if none did; UserError if machines are missing."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("--nodes", type=COUNT, default=1)
+    parser.add_argument("--gpus-per-node", type=COUNT, default=8)
+    parser.add_argument("--cpus-per-node", type=COUNT, default=16)
+    parser.add_argument("--port", type=PORT, default=29500, help="free TCP port of the first machine")
+    parser.add_argument("--timeout", type=number(float), default=600.0, help="seconds to wait for machines")
+    given, rest = parser.parse_known_args(argv)
+    try:
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray.util import get_node_ip_address  # pyright: ignore[reportMissingImports]
+        from ray.util.placement_group import placement_group  # pyright: ignore[reportMissingImports]
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(f"ray is not installed here ({error}); requirements/gpu.txt has it") from None
     ray.init()
-    bundle = {"GPU": float(arguments.gpus_per_node), "CPU": float(arguments.cpus_per_node)}
-    group = placement_group([bundle] * arguments.nodes, strategy="STRICT_SPREAD")  # a machine each
-    if not group.wait(arguments.timeout):
-        sys.stderr.write(
-            f"error: no {arguments.nodes} machines with {bundle} each within {arguments.timeout:g} s; "
-            "see `ray status`, or change --nodes, --gpus-per-node or --cpus-per-node\n"
+    bundle = {"GPU": float(given.gpus_per_node), "CPU": float(given.cpus_per_node)}
+    group = placement_group([bundle] * given.nodes, strategy="STRICT_SPREAD")  # a machine each
+    if not group.wait(given.timeout):
+        raise UserError(
+            f"no {given.nodes} machines with {bundle} each within {given.timeout:g} s; see `ray status`, or "
+            "change --nodes, --gpus-per-node or --cpus-per-node"
         )
-        return 2
 
     def on(node: int, **resources: float) -> dict[str, object]:
         place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=node)
@@ -52,18 +60,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     head = ray.get(ray.remote(get_node_ip_address).options(**on(0)).remote())
     environment = {name: value for name, value in os.environ.items() if FORWARDED.fullmatch(name)}
-    environment |= {"NODES": str(arguments.nodes), "HEAD": head, "PORT": str(arguments.port)}
+    environment |= {"NODES": str(given.nodes), "HEAD": head, "PORT": str(given.port)}
     started = [
         ray.remote(agent)
         .options(max_retries=0, **on(node, num_cpus=bundle["CPU"], num_gpus=bundle["GPU"]))
         .remote({**environment, "NODE": str(node)}, rest)
-        for node in range(arguments.nodes)
+        for node in range(given.nodes)
     ]
-    return _first_failure(started)
+    return first_failure(ray, started)
 
 
 def agent(environment: dict[str, str], arguments: Sequence[str]) -> int:
-    """Run torchrun.sh on this machine; its status. The ranks end with this task, however it ends."""
+    """Run torchrun.sh on this machine and return its status; its ranks end when this task ends."""
     process = subprocess.Popen(
         [str(SCRIPT), *arguments], env={**os.environ, **environment}, start_new_session=True
     )
@@ -74,8 +82,8 @@ def agent(environment: dict[str, str], arguments: Sequence[str]) -> int:
             os.killpg(process.pid, signal.SIGTERM)
 
 
-def _first_failure(running: list[ray.ObjectRef]) -> int:
-    """Wait for all agents; where one fails, stop the others, which would wait for it."""
+def first_failure(ray: Any, running: list[Any]) -> int:
+    """Wait for all agents; if one fails, stop the others, which would wait for it."""
     while running:
         done, running = ray.wait(running)
         if status := ray.get(done[0]):
@@ -86,4 +94,4 @@ def _first_failure(running: list[ray.ObjectRef]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Behavior cloning of an environment's expert: the policy that reinforcement learning starts from."""

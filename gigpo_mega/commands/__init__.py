@@ -1,0 +1,1 @@
+"""Commands of `gigpo-mega` that are not part of a run; each module has `main(argv)`."""

@@ -1,0 +1,132 @@
+"""The store of an experiment: a JSON file for every run, which may be of different days and commits."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gigpo_mega.config.core_yaml import read
+from gigpo_mega.errors import UserError
+from gigpo_mega.experiment.jobs import Job
+from gigpo_mega.experiment.runner import attempts
+from gigpo_mega.storage.files import replace_text
+from gigpo_mega.telemetry.metrics import read_rows
+
+_LEFT_OUT = (
+    "iteration", "engine/requests_min", "engine/requests_max", "engine/moves", "engine/lost", "optimizer/lr",
+    "optimizer/updates", "time/push", "time/evaluate", "update/rows",
+)  # fmt: skip
+_OF_THE_LAUNCH = ("output", "resume", "stack")
+_OWN_FIELDS = ("seed", "model.path")  # in which the runs of a variant differ
+_DIGITS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A folder of records."""
+
+    folder: Path
+
+    def path(self, job: Job) -> Path:
+        """Where the record of a run or of a cold start's panel lies."""
+        return self.folder / "records" / f"{job.variant}_{job.seed}.json"
+
+    def write(self, job: Job, record: Mapping[str, Any]) -> None:
+        """Keep a record: a line for each of its fields."""
+        path = self.path(job)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items()]
+        replace_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """All records, by variant and seed."""
+        files = sorted((self.folder / "records").glob("*.json"))
+        records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        return sorted(records, key=lambda record: (record["variant"], record["seed"]))
+
+
+def record_of(job: Job, before: Path | None) -> dict[str, Any]:
+    """What is kept of a run that has ended; `before` is its starting policy's panel if it played none."""
+    own = job.folder / "evaluation_000000.json"
+    start = own if own.exists() else before
+    rows = read_rows(job.folder / "metrics.jsonl")
+    return {
+        **_circumstances(job),
+        "config": _config(job.folder),
+        "before": _read(start) if start else None,
+        "after": _read(job.result),
+        "curves": curves(rows),
+    }
+
+
+def coldstart_record(job: Job, clone: Path) -> dict[str, Any]:
+    """What is kept of a cold start and of the panel of its policy (`job`)."""
+    return {
+        **_circumstances(job),
+        "config": _config(clone),
+        "before": _read(job.result),
+        "seconds": [attempt.get("seconds") for attempt in attempts(clone)],
+    }
+
+
+def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+    """The metrics of a run by name, a value for every iteration, None if it is missing or not finite."""
+    names = {name: None for row in rows for name in row if not name.startswith(_LEFT_OUT)}
+    return {name: [_rounded(row.get(name)) for row in rows] for name in names}
+
+
+def check_equal(records: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError if two runs of a variant have different configurations, seed and paths apart."""
+    first: dict[str, Mapping[str, Any]] = {}
+    for record in records:
+        other = first.setdefault(record["variant"], record)
+        a, b = other["config"], record["config"]
+        compared = (a.keys() | b.keys()).difference(_OWN_FIELDS, _OF_THE_LAUNCH)
+        wrong = sorted(name for name in compared if a.get(name) != b.get(name))
+        if wrong:
+            raise UserError(
+                f"{record['variant']}: seeds {other['seed']} and {record['seed']} differ in "
+                f"{', '.join(wrong)}; they cannot be compared: set one of the records aside"
+            )
+
+
+def _circumstances(job: Job) -> dict[str, Any]:
+    *earlier, last = attempts(job.folder)
+    tries = [{name: one.get(name) for name in ("commit", "seconds", "status")} for one in (*earlier, last)]
+    named = {name: last[name] for name in ("commit", "device", "versions", "load_average")}
+    return {"variant": job.variant, "seed": job.seed, **named, "attempts": tries}
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What a run was told, launch apart; its folder of runs is of no use to a reader."""
+    values = _flat(read(folder / "config.yaml"))
+    within = f"{folder.parent}/"
+    return {
+        name: value.removeprefix(within) if isinstance(value, str) else value
+        for name, value in values.items()
+        if name not in _OF_THE_LAUNCH
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _rounded(value: float | None) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{_DIGITS}g}")

@@ -1,0 +1,225 @@
+"""Several engines as one: episodes stay where their prefix is cached, and go on elsewhere if it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Collection, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from gigpo_mega.rollout.engines.base import Completion, Engine, EngineError, EngineLost, Sampling
+from gigpo_mega.telemetry.timeline import Timeline
+
+IMBALANCE = 8  # requests in flight above the least loaded engine, past which a session moves (simulated)
+DOUBTS = 3  # looks in a row, `patience` / 4 apart: an answer may be on its way during one
+REPEATS = 2  # of a request that was forgotten
+
+_Request = asyncio.Future[Completion]
+
+
+class _Forgotten(Exception):
+    """The engine serves, but has no answer to a request and does not know of it."""
+
+
+@dataclass(slots=True)
+class Served:
+    """What an engine did in a collection."""
+
+    lost: str | None = None  # why it serves no longer
+    requests: int = 0
+    cached_tokens: int = 0
+    moves: int = 0  # of episodes that went on here after they had begun elsewhere
+    forgotten: int = 0  # requests that were made again, as it had no answer and did not know of them
+
+    def since(self, before: Served) -> Served:
+        """What it did after `before`."""
+        requests, cached = self.requests - before.requests, self.cached_tokens - before.cached_tokens
+        moves, forgotten = self.moves - before.moves, self.forgotten - before.forgotten
+        return Served(self.lost, requests, cached, moves, forgotten)
+
+    def add(self, other: Served) -> None:
+        """Count what `other` did, too."""
+        self.requests += other.requests
+        self.cached_tokens += other.cached_tokens
+        self.moves += other.moves
+        self.forgotten += other.forgotten
+
+
+@dataclass(slots=True, kw_only=True)
+class Member(Served):
+    """One engine of a fleet."""
+
+    engine: Engine
+    name: str = ""
+    answered: float = 0.0  # time of its latest answer, or of the request that ended its idleness
+    running: dict[_Request, float] = field(default_factory=dict[_Request, float])  # and when each began
+    doubts: dict[_Request, int] = field(default_factory=dict[_Request, int])
+    """How often in a row the engine held fewer requests than it owes answers, by overdue request."""
+
+
+class Fleet:
+    """An `Engine` made of `engines`.
+
+    A session's first request goes to the engine with the fewest requests in flight, later ones to the same
+    engine, unless it has failed or has more than `imbalance` requests in flight above the least loaded one.
+    Engines that are not `near` get requests only when none of those serves.
+    An engine that raises EngineLost, or gives no answer for `patience` seconds and then fails its health
+    check, serves no longer until `readmit`; its requests are made again, from their token ids, of another.
+    So is a request that an engine leaves unanswered for `patience` seconds if that engine then says DOUBTS
+    times in a row that it holds fewer requests than it owes answers; it goes on serving.
+    """
+
+    def __init__(
+        self,
+        engines: Sequence[Engine],
+        patience: float,
+        imbalance: int = IMBALANCE,
+        near: Collection[int] = (),
+        timeline: Timeline | None = None,
+    ) -> None:
+        self.members = tuple(Member(engine=e, name=f"engine {number}") for number, e in enumerate(engines))
+        self._timeline = timeline or Timeline()
+        self._near = [self.members[number] for number in near]
+        self._imbalance, self._patience = imbalance, patience
+        self._places: dict[int, Member] = {}  # by session
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._places.clear()
+        async with AsyncExitStack() as stack:
+            for member in self.members:
+                member.requests = member.cached_tokens = member.moves = member.forgotten = 0
+                await stack.enter_async_context(member.engine)
+            watch = asyncio.create_task(self._watch())
+            stack.push_async_callback(_ended, watch)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def lose(self, number: int, reason: str) -> None:
+        """Let engine `number` serve no longer."""
+        _lose(self.members[number], reason)
+
+    def readmit(self, number: int) -> None:
+        """Let engine `number` serve again: it is alive and has the learner's weights."""
+        self.members[number].lost = None
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, session: int = 0) -> Completion:
+        """Sample one response.
+
+        Raises EngineError if it is refused, or forgotten again and again; EngineLost if no engine is left.
+        """
+        forgotten = 0
+        while True:
+            member = self._place(session)
+            try:
+                with self._timeline.span(member.name, f"episode {session}"):
+                    return await _ask(member, prompt_ids, sampling, session)
+            except EngineLost as error:
+                _lose(member, str(error))
+            except _Forgotten:
+                forgotten += 1
+                if forgotten > REPEATS:
+                    raise EngineError(f"{member.name} has lost the answer {forgotten} times") from None
+
+    async def healthy(self) -> bool:
+        """Whether any engine serves."""
+        return any(member.lost is None for member in self.members)
+
+    async def held(self) -> int | None:
+        """Requests that are in flight."""
+        return sum(len(member.running) for member in self.members)
+
+    def _place(self, session: int) -> Member:
+        serving = [member for member in self._near if member.lost is None]
+        serving = serving or [member for member in self.members if member.lost is None]
+        if not serving:
+            raise EngineLost("no engine is left: " + "; ".join(str(member.lost) for member in self.members))
+        idlest = min(serving, key=lambda member: (len(member.running), member.requests))
+        place = self._places.setdefault(session, idlest)
+        if place.lost is not None or len(place.running) > len(idlest.running) + self._imbalance:
+            self._places[session] = place = idlest
+            place.moves += 1
+        return place
+
+    async def _watch(self) -> None:
+        """Lose engines that owe answers and have none to give, and make requests again that they forgot."""
+        while True:
+            await asyncio.sleep(self._patience / 4)
+            late = asyncio.get_running_loop().time() - self._patience
+            serving = [member for member in self.members if member.lost is None]
+            silent = [member for member in serving if member.running and member.answered < late]
+            alive = await asyncio.gather(*(member.engine.healthy() for member in silent))
+            for member, well in zip(silent, alive, strict=True):
+                if not well and member.answered < late:
+                    _lose(member, f"no answer for {self._patience:g} s, and its health check failed")
+            owing = [member for member in serving if min(member.running.values(), default=late) < late]
+            await asyncio.gather(*(self._question(member) for member in owing))
+
+    async def _question(self, member: Member) -> None:
+        """Doubt the overdue requests of `member` if it holds fewer than it owes; end those doubted enough."""
+        held, now = await member.engine.held(), asyncio.get_running_loop().time()
+        # A request that was just made may not have reached the engine's scheduler.
+        owed = sum(began < now - self._patience / 4 for began in member.running.values())
+        if held is None or held >= owed:
+            member.doubts.clear()
+            return
+        overdue = [request for request, began in member.running.items() if began < now - self._patience]
+        member.doubts = {request: member.doubts.get(request, 0) + 1 for request in overdue}
+        for request, doubts in member.doubts.items():
+            if doubts == DOUBTS:
+                member.forgotten += 1
+                request.cancel()
+
+
+async def _ask(member: Member, prompt_ids: Sequence[int], sampling: Sampling, session: int) -> Completion:
+    """The answer of `member`; raises EngineLost if it is lost meanwhile."""
+    loop = asyncio.get_running_loop()
+    if not member.running:
+        member.answered = loop.time()
+    request = loop.create_task(_generate(member.engine, prompt_ids, sampling, session))
+    member.running[request] = loop.time()
+    member.requests += 1
+    try:
+        completion = await request
+    except asyncio.CancelledError:
+        caller = asyncio.current_task()
+        if caller is not None and caller.cancelling():
+            raise
+        if member.lost is not None:
+            raise EngineLost(member.lost) from None
+        if member.doubts.get(request, 0) == DOUBTS:
+            raise _Forgotten from None
+        raise
+    finally:
+        del member.running[request]
+        member.doubts.pop(request, None)
+    member.answered = loop.time()
+    member.cached_tokens += completion.cached_tokens
+    return completion
+
+
+def _lose(member: Member, reason: str) -> None:
+    """The first reason stays: what follows is its consequence."""
+    member.lost = member.lost or reason
+    for request in member.running:
+        request.cancel()
+
+
+async def _generate(
+    engine: Engine, prompt_ids: Sequence[int], sampling: Sampling, session: int
+) -> Completion:
+    return await engine.generate(prompt_ids, sampling, session)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,96 @@
+"""The SGLang servers of one node: launched together, launched again when they fail, ended together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from gigpo_mega.config import EngineConfig
+from gigpo_mega.errors import UserError
+from gigpo_mega.launch import node, node_address
+from gigpo_mega.rollout.engines.actors import RayServer
+from gigpo_mega.rollout.engines.command import Launch
+from gigpo_mega.rollout.engines.server import Launched, SGLangServer, Startable, wait
+from gigpo_mega.telemetry.progress import Bar, stage
+
+
+class Servers(Launched):
+    """The servers that a run launches on this node, or on any of a Ray cluster if they are separate, or those
+    that `engine.url` names; a context manager.
+
+    They serve the Hugging Face directory `model`, whose weights are tagged version 0; logs go to `folder`.
+    """
+
+    def __init__(self, model: Path, config: EngineConfig, folder: Path, launch: Launch) -> None:
+        self._model, self._config, self._folder, self._launch = model, config, folder, launch
+        count, host = len(config.urls) or launch.replicas(config), node_address()
+        alone = count == 1 and host == "127.0.0.1"
+        logs = ["sglang.log"] if alone else [f"sglang_{node()}_{number}.log" for number in range(count)]
+        self._servers: Sequence[SGLangServer | RayServer]
+        if config.placement == "separate":
+            self._servers = [RayServer(model, config, folder / log, launch) for log in logs]
+        else:
+            self._servers = [
+                SGLangServer(model, config, folder / log, launch, number=number, host=host)
+                for number, log in enumerate(logs)
+            ]
+        self._restarts = 0
+
+    @property
+    def urls(self) -> list[str]:
+        """Where the launched servers listen."""
+        return [server.placed() for server in self._servers]
+
+    def launch(self) -> None:
+        """Start the servers without waiting for them."""
+        for server in self._servers:
+            server.launch()
+
+    def wait_until_healthy(self) -> None:
+        """Wait until all can be used."""
+        self.wait(self.urls)
+
+    def wait(self, urls: Collection[str]) -> None:
+        """Wait until all of `urls` are healthy, ours and those of other nodes, with a progress bar."""
+        ours = {server.url: server for server in self._servers}
+        servers: list[Startable] = [ours.get(url) or self._elsewhere(url) for url in urls]
+        with stage("engine", None, "s of start-up") as bar:
+            wait(servers, _Seconds(bar))
+
+    def relaunch(self, urls: Collection[str]) -> dict[str, str]:
+        """End those of `urls` that were launched here, and start them again without waiting for them.
+
+        Returns where each of them listens then. Raises UserError past `engine.restarts`.
+        """
+        if self._config.urls:  # their owner has to
+            return {}
+        failed = {server.url: server for server in self._servers if server.url in urls}
+        for server in failed.values():
+            self._restarts += 1
+            if self._restarts > self._config.restarts:
+                raise UserError(
+                    f"the SGLang server at {server.url} failed, and the {self._config.restarts} restarts "
+                    f"of engine.restarts are used up: {server.last_error()}; --resume starts anew"
+                )
+            server.close()
+            server.launch()
+        return {url: server.placed() for url, server in failed.items()}
+
+    def close(self) -> None:
+        """End the launched servers and wait until they are gone; harmless when repeated."""
+        for server in self._servers:
+            server.close()
+
+    def _elsewhere(self, url: str) -> SGLangServer:
+        return SGLangServer(self._model, self._config, self._folder / "none", self._launch, url=url)
+
+
+class _Seconds:
+    """Feeds a bar the seconds that a start-up takes."""
+
+    def __init__(self, bar: Bar) -> None:
+        self._bar, self._done = bar, 0.0
+
+    def __call__(self, seconds: float) -> None:
+        self._bar.advance(seconds - self._done)
+        self._done = seconds

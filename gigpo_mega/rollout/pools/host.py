@@ -1,0 +1,59 @@
+"""The environments of one worker, made when they are first used."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from typing import Any, Protocol
+
+from envs.base import EnvError, Environment, EnvironmentKind, EnvUnavailable
+from envs.checks import checked_observation, checked_transition
+from gigpo_mega.rollout.pools.base import PoolError
+
+Request = tuple[int, str, Any]  # slot, "reset", "renew" (reset a new environment) or "step", its argument
+Reply = tuple[int, bool, Any]  # slot, whether it went well, the result or the exception to raise
+
+_CHECKS = {"reset": checked_observation, "step": checked_transition}  # what is plain can be pickled
+
+
+class Mark(Protocol):
+    """Says which slot is at work, to whoever watches the worker."""
+
+    def set(self, slot: int) -> None:
+        """Say that a call for `slot` begins now."""
+        ...
+
+    def clear(self) -> None:
+        """Say that no call is at work."""
+        ...
+
+
+class Host:
+    """Holds environments of `kind` by slot and answers calls of them."""
+
+    def __init__(self, mark: Mark, kind: EnvironmentKind, options: dict[str, Any]) -> None:
+        self._mark, self._kind, self._options = mark, kind, options
+        self._slots: dict[int, Environment] = {}
+
+    def answer(self, slot: int, method: str, argument: Any) -> Reply:
+        """What the environment of `slot` returns or raises."""
+        self._mark.set(slot)
+        try:
+            if method == "renew":
+                old, method = self._slots.pop(slot, None), "reset"
+                with contextlib.suppress(Exception):  # it failed before, and is not used again
+                    getattr(old, "close", lambda: None)()
+            if slot not in self._slots:
+                self._slots[slot] = self._kind.environment(**self._options)
+            found = getattr(self._slots[slot], method)(argument)
+        except EnvError as error:
+            again = method == "step" or isinstance(error, EnvUnavailable)
+            return slot, False, (EnvUnavailable if again else EnvError)(str(error))
+        except (Exception, SystemExit) as error:
+            return slot, False, PoolError(f"{error!r}\n{traceback.format_exc()}")
+        finally:
+            self._mark.clear()
+        try:
+            return slot, True, _CHECKS[method](found)
+        except EnvError as error:
+            return slot, False, error

@@ -1,0 +1,134 @@
+"""Environments in worker processes of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from envs.registry import address
+from gigpo_mega.launch import child_environment, import_path
+from gigpo_mega.rollout.pools.batched import BatchedPool, Worker
+from gigpo_mega.rollout.pools.host import Request
+from gigpo_mega.rollout.pools.worker import LENGTH, Mark
+
+
+@dataclass(slots=True, kw_only=True)
+class ProcessWorker(Worker):
+    """A worker process, and our end of its socket."""
+
+    process: subprocess.Popen[bytes]
+    connection: socket.socket
+    mark: Mark
+    writer: asyncio.StreamWriter | None = None
+    reading: asyncio.Task[None] | None = None
+
+    def obituary(self) -> str:
+        """How it ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=1)
+        died = f"died with status {self.process.returncode}; its own message stands above"
+        return f"environment worker {self.process.pid} {self.killed or died}"
+
+
+class ProcessPool(BatchedPool[ProcessWorker]):
+    """`workers` processes holding environments of kind `name`, as `envs.registry.lookup` takes it here.
+
+    `options` are keyword arguments of an environment, and must be JSON.
+    """
+
+    def __init__(
+        self, name: str, options: dict[str, Any], workers: int, step_timeout: float | None = None
+    ) -> None:
+        self._arguments = [address(name), json.dumps(options)]
+        super().__init__(workers, step_timeout)
+
+    def close(self) -> None:
+        """End the worker processes; harmless when repeated."""
+        for worker in self._workers:
+            _leave(worker, patience=2)
+
+    def _start(self) -> ProcessWorker:
+        ours, theirs = socket.socketpair()
+        descriptor = os.memfd_create("environment worker")
+        try:
+            os.ftruncate(descriptor, Mark.SIZE)
+            with theirs:
+                inherited = [theirs.fileno(), descriptor]
+                module = [sys.executable, "-P", "-m", "gigpo_mega.rollout.pools.worker"]
+                process = subprocess.Popen(
+                    [*module, *map(str, inherited), *self._arguments],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=inherited,
+                    env=child_environment(PYTHONPATH=import_path()),
+                    process_group=0,  # what its environments start ends with it
+                )
+            return ProcessWorker(process=process, connection=ours, mark=Mark(descriptor))
+        finally:
+            os.close(descriptor)
+
+    async def _attach(self, worker: ProcessWorker) -> None:
+        duplicate = worker.connection.dup()
+        reader, worker.writer = await asyncio.open_connection(sock=duplicate, limit=1 << 20)
+        worker.reading = asyncio.create_task(self._read(worker, reader))
+
+    async def _detach(self, worker: ProcessWorker) -> None:
+        if worker.reading is not None:
+            worker.reading.cancel()
+            await asyncio.gather(worker.reading, return_exceptions=True)
+        if worker.writer is not None:
+            worker.writer.close()
+            with contextlib.suppress(OSError):
+                await worker.writer.wait_closed()
+        worker.writer = worker.reading = None
+
+    def _serves(self, worker: ProcessWorker) -> bool:
+        return worker.reading is not None and not worker.reading.done()
+
+    def _ended(self, worker: ProcessWorker) -> bool:
+        return worker.process.poll() is not None if worker.reading is None else worker.reading.done()
+
+    def _send(self, worker: ProcessWorker, batch: list[Request]) -> None:
+        if worker.writer is not None:
+            body = pickle.dumps(batch, protocol=pickle.HIGHEST_PROTOCOL)
+            worker.writer.write(LENGTH.pack(len(body)) + body)
+
+    async def _at_work(self, worker: ProcessWorker) -> tuple[int | None, float]:
+        return worker.mark.read()
+
+    def _kill(self, worker: ProcessWorker) -> None:
+        """End it, and what its environments have started."""
+        if worker.process.poll() is None:
+            os.killpg(worker.process.pid, signal.SIGKILL)
+
+    def _stop(self, worker: ProcessWorker) -> None:
+        _leave(worker, patience=0)
+
+    async def _read(self, worker: ProcessWorker, reader: asyncio.StreamReader) -> None:
+        """Deliver replies until the worker ends, then tell all whose environments it held."""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                (size,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
+                self._deliver(worker, pickle.loads(await reader.readexactly(size)))  # from our own child
+        self._gone(worker, worker.obituary(), worker.mark.read()[0])
+
+
+def _leave(worker: ProcessWorker, patience: float) -> None:
+    """Let a worker leave, and kill it after `patience` seconds."""
+    with contextlib.suppress(OSError):
+        worker.connection.shutdown(socket.SHUT_RDWR)  # the worker reads the end and leaves
+    worker.connection.close()
+    try:
+        worker.process.wait(timeout=patience)
+    except subprocess.TimeoutExpired:
+        if worker.process.poll() is None:
+            os.killpg(worker.process.pid, signal.SIGKILL)
+        worker.process.wait()

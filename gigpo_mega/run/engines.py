@@ -1,0 +1,58 @@
+"""The engines of one node as the run sees them: their servers, and the way weights reach them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+from gigpo_mega.config import Config
+from gigpo_mega.launch import node
+from gigpo_mega.rollout.engines.command import Launch
+from gigpo_mega.rollout.engines.servers import Servers
+from gigpo_mega.weights.push import Pushed, WeightPush
+
+
+class NodeEngines:
+    """Launches and ends the servers of this node, and gives them the learner's weights.
+
+    Whole tensors are on every rank during an export, so each node's first rank pushes to the engines beside
+    it, and a push takes as long on many nodes as on one. Servers of `engine.url`, and separate ones, are the
+    leader's.
+    """
+
+    def __init__(self, cfg: Config, launch: Launch, model: Path) -> None:
+        self._cfg = cfg
+        self._servers = Servers(model, cfg.engine, cfg.output, launch)
+        self._push: WeightPush | None = None
+
+    def launch(self) -> list[str]:
+        """Start the servers without waiting for them; returns where they will listen."""
+        self._servers.launch()
+        folder = (self._cfg.weights.folder or self._cfg.output / "weights") / f"node_{node()}"
+        busy = self._cfg.rollout.max_staleness > 0
+        self._push = WeightPush(self._cfg.weights, self._servers.urls, folder, busy=busy)
+        return self._servers.urls
+
+    def wait(self, urls: Collection[str]) -> None:
+        """Wait until all of `urls`, on whatever node, are healthy; raises UserError if one never will be."""
+        self._servers.wait(urls)
+
+    def relaunch(self, urls: Collection[str]) -> dict[str, str]:
+        """Start those of `urls` again that are ours, without waiting; returns where each will listen then."""
+        moved = self._servers.relaunch(urls)
+        self._pushing().move(self._servers.urls)
+        return moved
+
+    def push(self, weights: Iterable[tuple[str, Tensor]], version: int) -> Pushed:
+        """Give the engines `weights`; raises PushError if one does not have them afterwards."""
+        return self._pushing().push(weights, version)
+
+    def close(self) -> None:
+        """End the servers; harmless when repeated."""
+        self._servers.close()
+
+    def _pushing(self) -> WeightPush:
+        assert self._push is not None, "the engines were not launched"
+        return self._push

@@ -1,0 +1,1 @@
+"""One table of parameter names per model family: megatron-core <-> Hugging Face."""

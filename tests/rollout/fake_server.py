@@ -1,0 +1,99 @@
+"""A server that answers as SGLang does, and conversations with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from gigpo_mega.rollout.engines.sglang import SGLangEngine
+
+
+class FakeServer:
+    """Answers /generate as SGLang does: the prompt's last token + 1, after `delay(prompt)` seconds."""
+
+    def __init__(self, delay: Callable[[list[int]], float] = lambda prompt: 0.0) -> None:
+        self.batches: list[list[list[int]]] = []
+        self.delay = delay
+        self.tokens = 1  # of an answer
+        self.refuse = False
+        self.forget = False  # the next batch is never answered, though everything else is
+        self.held = 0
+        self.cut = False
+        self.served: set[Any] = set()  # connections; one that is used again is reset
+        self.answer: dict[str, Any] = {}  # replaces parts of every answer
+        self.raw: bytes | None = None  # sent instead of any answer
+        self.meta: dict[str, Any] = {
+            "weight_version": "3",
+            "cached_tokens": 0,
+            "finish_reason": {"type": "stop"},
+        }
+
+    async def generate(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        assert request.transport is not None
+        if request.transport in self.served:
+            request.transport.abort()
+        self.served.add(request.transport)
+        self.batches.append(body["input_ids"])
+        if self.refuse:
+            return web.json_response({"error": "too long"}, status=400)
+        response = web.StreamResponse()
+        await response.prepare(request)
+        if self.forget:
+            self.forget = False
+            while not request.transport.is_closing():
+                await asyncio.sleep(0.05)
+        if self.raw is not None:
+            await response.write(self.raw)
+            return response
+        self.held += len(body["input_ids"])
+        order = sorted(enumerate(body["input_ids"]), key=lambda item: self.delay(item[1]))
+        waited = 0.0
+        for index, prompt in order:
+            await asyncio.sleep(self.delay(prompt) - waited)
+            waited = self.delay(prompt)
+            token = prompt[-1] + 1
+            meta = {**self.meta, "output_token_logprobs": [[-0.5, token, None]] * self.tokens}
+            answer = {"index": index, "output_ids": [token] * self.tokens, "meta_info": meta} | self.answer
+            self.held -= 1
+            await response.write(b"data: " + json.dumps(answer).encode() + b"\n\n")
+            if self.cut:
+                return response
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def loads(self, request: web.Request) -> web.Response:
+        """As SGLang does of its schedulers: what it was asked for and has not answered."""
+        del request
+        return web.json_response({"loads": [{"num_running_reqs": self.held, "num_waiting_reqs": 0}]})
+
+    async def healthy(self, request: web.Request) -> web.Response:
+        """It always is."""
+        del request
+        return web.Response()
+
+
+def talk(
+    server: FakeServer, conversation: Callable[[SGLangEngine], Awaitable[Any]], window: float = 0.002
+) -> Any:
+    async def run() -> Any:
+        app = web.Application()
+        app.router.add_post("/generate", server.generate)
+        app.router.add_get("/v1/loads", server.loads)
+        app.router.add_get("/health_generate", server.healthy)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        try:
+            async with SGLangEngine(f"http://127.0.0.1:{port}", window=window) as engine:
+                return await conversation(engine)
+        finally:
+            await runner.cleanup()
+
+    return asyncio.run(run())

@@ -1,0 +1,64 @@
+"""Engines that fail again while they are started again."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from gigpo_mega.errors import UserError
+from gigpo_mega.rollout.engines.base import EngineLost
+from gigpo_mega.run import ranks
+from gigpo_mega.run.run import Run
+
+
+class FakeEngines:
+    """Engines of which `failures` starts fail, within a budget of `restarts`; each start is elsewhere."""
+
+    def __init__(self, failures: int, restarts: int) -> None:
+        self.failures, self.left, self.relaunched = failures, restarts, list[list[str]]()
+
+    def relaunch(self, urls: Any) -> dict[str, str]:
+        if not self.left:
+            raise UserError("the restarts of engine.restarts are used up")
+        self.left -= 1
+        self.relaunched.append(sorted(urls))
+        return {url: f"{url}+" for url in urls}
+
+    def wait(self, urls: Any) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise EngineLost("the SGLang server ended with status 137")
+
+
+def run(engines: FakeEngines, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(ranks, "_waiting", lambda layout: nullcontext())
+    made: Any = Run.__new__(Run)
+    made.learner = SimpleNamespace(layout=SimpleNamespace(leader=True, world=1))
+    made._engines = engines
+    made._signals = SimpleNamespace(interrupting=lambda act, *words: act(*words))
+    made._urls = ["http://a", "http://b"]
+    return made
+
+
+def test_an_engine_that_fails_while_it_starts_again_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engines = FakeEngines(failures=1, restarts=3)
+    made = run(engines, monkeypatch)
+    made._revive({"http://a": "it died"})
+    assert engines.relaunched == [["http://a"], ["http://a+"]]
+    assert made._urls == ["http://a++", "http://b"]
+    assert capsys.readouterr().err.splitlines() == [
+        "engine http://a is started again: it died",
+        "engine http://a+ is started again: the SGLang server ended with status 137",
+    ]
+
+
+def test_it_is_not_started_again_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    engines = FakeEngines(failures=99, restarts=3)
+    with pytest.raises(UserError, match=r"engine\.restarts are used up"):
+        run(engines, monkeypatch)._revive({"http://a": "it died"})
+    assert len(engines.relaunched) == 3

@@ -1,0 +1,1 @@
+"""Logic of the benchmarks; tools/bench_*.py parse the options and print."""

@@ -1,0 +1,1 @@
+"""Benchmarks of the environments: each module has `bench(options)` and `lines(result)`."""

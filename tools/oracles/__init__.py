@@ -1,0 +1,1 @@
+"""Comparisons of our environments with the official implementations."""

@@ -2,15 +2,19 @@
 
 FAULT is a point to be killed at (see POINTS), "stop" (SIGTERM while sampling), "stop in update",
 "kill engine" (the first, while sampling), "kill engine in push", "skipped push", "corrupted weights",
-"driver" (from the start there seem to be one of NVIDIA and torch's CUDA build) or "never". The journal
-forgets nothing here: a test can feed one run's groups to another.
+"driver" (from the start there seem to be one of NVIDIA and torch's CUDA build), "no learner" (it cannot be
+made, which shows when a server has started beside it) or "never". The journal forgets nothing here: a test
+can feed one run's groups to another.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -18,9 +22,11 @@ import psutil
 import torch
 
 from gigpo_mega import train
+from gigpo_mega.errors import UserError
 from gigpo_mega.learner import checkpoint, learner
 from gigpo_mega.program import run_main
 from gigpo_mega.rollout import session
+from gigpo_mega.run import run
 from gigpo_mega.run.engines import NodeEngines
 from gigpo_mega.run.run import Run
 from gigpo_mega.stack import Machine
@@ -53,11 +59,31 @@ def stop(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def servers() -> list[psutil.Process]:
+    """The SGLang servers of this run, in the order in which they were launched."""
+    family = psutil.Process().children(recursive=True)
+    return sorted(
+        (p for p in family if "--served-model-name" in p.cmdline()), key=lambda process: process.pid
+    )
+
+
+def fail_beside_a_server(*_: Any, **__: Any) -> None:
+    """What a checkpoint with a wrong tensor does, as soon as a server listens; within a minute."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for server in servers():
+            words = server.cmdline()
+            host, port = (words[words.index(flag) + 1] for flag in ("--host", "--port"))
+            with contextlib.suppress(OSError), socket.create_connection((host, int(port))):
+                raise UserError(f"no learner; process {server.pid} listens")
+        time.sleep(0.1)
+    raise UserError("no learner, and no server listens")
+
+
 def kill_engine(*_: Any, **__: Any) -> None:
     """What the kernel does when memory runs out: the first server's processes are gone, once."""
     session._Advance.__call__ = ADVANCE
-    servers = [p for p in psutil.Process().children(recursive=True) if "--served-model-name" in p.cmdline()]
-    (first, *_rest) = sorted(servers, key=lambda process: process.pid)
+    (first, *_rest) = servers()
     for process in [*first.children(recursive=True), first]:
         process.kill()
 
@@ -124,6 +150,8 @@ if __name__ == "__main__":
     Journal.forget = lambda *_, **__: None  # type: ignore[method-assign]
     if sys.argv[1] == "driver":
         Machine.has_driver, Machine.torch_cuda = lambda self: True, lambda self: "13.0"
+    elif sys.argv[1] == "no learner":
+        run._learner = fail_beside_a_server  # type: ignore[assignment]
     elif sys.argv[1] != "never":
         arm(sys.argv[1], int(sys.argv[2]))
     run_main(lambda: train.main(sys.argv[3:]))

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -40,6 +41,18 @@ def test_a_run_goes_on_after_its_engine_is_killed_while_it_samples(tmp_path: Pat
     assert max(row["engine/logprob_gap_mean"] for row in rows) < 1e-5
     assert [row["engine/lost"] for row in rows] == [0, 0, 0]
     assert min(row["engine/requests_min"] for row in rows) > 0  # so all engines served in every iteration
+
+
+def test_an_engine_starts_while_the_learner_is_made_and_ends_with_it(tmp_path: Path) -> None:
+    done = run_python(
+        str(ROOT / "tests/faulty_train.py"), "no learner", "0", str(ROOT / "tests/tiny.yaml"),
+        "--model.path", str(write_agent(tmp_path / "agent")), "--environment.tasks.data",
+        str(tmp_path / "games"), "--output", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert done.returncode == 2
+    listened = re.search(r"error: no learner; process (\d+) listens\n$", done.stderr)
+    assert listened, done.stderr[-3000:]
+    assert not psutil.pid_exists(int(listened[1]))
 
 
 @pytest.mark.parametrize(("program", "transport", "more"), [

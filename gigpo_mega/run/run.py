@@ -70,17 +70,25 @@ class Run:
         self._shares_memory = stack.cuda and cfg.lends_memory
         self._stages = Timeline(on=True)  # of the iteration
         self._push_metrics: Mapping[str, float] = {}  # of this iteration's push, on ranks that send
-        self.learner = _learner(cfg, shape, layout, self._model)
-        if self._start:
-            self._checkpoints.load(self.learner, self._start)
         # What a server of the user's holds is unknown.
         self._pushed = None if cfg.engine.urls or not holds_weights(self._model) else 0
-        self._signals = Signals(layout)
         launch = Launch(stack, cfg.model.dtype, cfg.seed, cfg.rollout.concurrency, self._shares_memory)
         elsewhere = bool(cfg.engine.urls) or cfg.engine.placement == "separate"
         hosts_engines = self._plays and leads_node() and (layout.leader or not elsewhere)
         self._engines = NodeEngines(cfg, launch, self._model) if hosts_engines else None
+        # A server that shares a GPU takes its share of the memory that the learner has left.
+        after = stack.cuda and not elsewhere
         try:
+            if not isinstance(source, Journal):
+                on_leader(layout, try_environment, cfg, source.training[0])
+                if not after:
+                    self._launch_engines(layout)
+            self.learner = _learner(cfg, shape, layout, self._model)
+            if self._start:
+                self._checkpoints.load(self.learner, self._start)
+            self._signals = Signals(layout)
+            if self._plays and after:
+                self._launch_engines(layout)
             self._leader = self._open(source)
         except BaseException:
             self._close_engines()
@@ -194,17 +202,14 @@ class Run:
         cfg, layout, signals = self._cfg, self.learner.layout, self._signals
         if isinstance(source, Journal):
             return leader_only(layout, Replayer, cfg, source, self._start, signals)
-        on_leader(layout, signals.interrupting, try_environment, cfg, source.training[0])
-        self._launch_engines()
+        on_leader(layout, signals.interrupting, _wait, self._engines, self._urls)
         lends = self._shares_memory
         return leader_only(layout, Leader, cfg, self._model, source, self._start, signals, self._urls, lends)
 
-    def _launch_engines(self) -> None:
-        """Launch the engines of all nodes; returns when they are healthy."""
-        layout, engines = self.learner.layout, self._engines
-        found = on_nodes(layout, _launch, engines)
+    def _launch_engines(self, layout: layouts.Layout) -> None:
+        """Launch the engines of all nodes, without waiting for them."""
+        found = on_nodes(layout, _launch, self._engines)
         self._urls = [url for node in found for url in node]
-        on_leader(layout, self._signals.interrupting, _wait, engines, self._urls)
 
     def _push(self) -> PushError | None:
         """Push once; why the engines of a node did not take the weights, on every rank, or None.

@@ -96,8 +96,8 @@ def test_bash_completes(shell: dict[str, str]) -> None:
     assert in_bash(shell, "tr") == ["train", "trace"]
     assert in_bash(shell, "train", "quickstart", "--rollout.gr") == GROUPS
     assert in_bash(shell, "train", "quickstart", "--model.dtype", "b") == ["bfloat16"]
-    assert in_bash(shell, "train", "alfworld/sm") == ["alfworld/small", "alfworld/small_coldstart",
-                                                      "alfworld/small_panel"]  # fmt: skip
+    assert in_bash(shell, "train", "alfworld/sma") == ["alfworld/small", "alfworld/small_coldstart",
+                                                       "alfworld/small_panel"]  # fmt: skip
     assert in_bash(shell, "report", "runs/") == [""]  # bash then offers files
 
 

@@ -15,6 +15,8 @@ Each part is a process of its own that ends at its own limit, whatever became of
 the record OUTPUT/gpu_check_<device>.json is written. It ends with one line a part, which names a missing
 package if there is one. The exit status is 0 if every part succeeded on a GPU. `--small` takes a narrow
 policy, and leaves out the tests: without a GPU that takes a minute or two.
+
+`--learn 20` does none of this, but trains SmolLM2-135M for 20 minutes (`tools/gpu/learn.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gigpo_mega.arguments import number
 from gigpo_mega.telemetry.provenance import provenance
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +87,12 @@ def parts(output: Path, small: bool = False, full: bool = False) -> list[Part]:
         *(Part(name, (*learner, *shape), 35) for name, shape in shapes.items()),
         Part("tests", _tests(python), 60),
     ]
+
+
+def learning(minutes: float, output: Path) -> Part:
+    """Cold start, GiGPO and GRPO in `minutes`, and in ten more what comes on top."""
+    given = ("--minutes", f"{minutes:g}", "--output", str(output))
+    return Part("learn", (sys.executable, "-m", "tools.gpu.learn", *given), 60 * minutes + 600)
 
 
 def _tests(python: str) -> tuple[str, ...]:
@@ -176,9 +185,17 @@ def main() -> int:
     parser.add_argument("--part", action="append", choices=names, help="only this; may be repeated")
     parser.add_argument("--small", action="store_true", help="a narrow policy, and no tests")
     parser.add_argument("--full", action="store_true", help="benchmark all shapes of the kernels")
+    minutes = number(float, 0.1)
+    parser.add_argument(
+        "--learn", type=minutes, metavar="MINUTES", help="only train SmolLM2-135M for so long"
+    )
     parser.add_argument("--output", type=Path, default=FOLDER, help="folder of the records")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
+    if options.learn is not None:
+        learned = run(learning(options.learn, options.output.absolute()))
+        print(learned)
+        return int(learned.status != "ok")
     made, here = provenance(), machine()
     slug = "cpu" if here["kind"] == "cpu" else re.sub(r"[^a-z0-9]+", "_", here["device"].lower())
     file, outcomes = options.output / f"gpu_check_{slug}.json", list[Outcome]()

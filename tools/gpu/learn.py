@@ -29,6 +29,7 @@ from gigpo_mega.telemetry.report.curve import plot_seeds
 from tools.bench.seeds import ROOT, Experiment, cold_start, run, summary
 
 CONFIGS = ROOT / "configs" / "alfworld"
+WEIGHTS = Path("runs/smollm2")
 ESTIMATORS = {"gigpo": "gpu_learn", "grpo": "gpu_learn_grpo"}
 _PROGRAM = (sys.executable, "-m", "gigpo_mega")
 _GRACE = 180.0  # seconds to end an update and to save
@@ -56,8 +57,9 @@ def main() -> None:
 def learn(experiment: Experiment, minutes: float, runs: Path, output: Path) -> dict[str, Any]:
     """Success before and after, seconds of an iteration and of its advantages, and memory, by estimator.
 
-    Records and picture go to `output`. Raises UserError if there was no time for an iteration.
+    Records and picture go to `output`. Raises UserError if there are no weights, or no time for an iteration.
     """
+    _check_weights(experiment)
     end = time.monotonic() + 60 * minutes
     cold = cold_start(experiment)
     left = end - time.monotonic()
@@ -88,26 +90,30 @@ def learn(experiment: Experiment, minutes: float, runs: Path, output: Path) -> d
     return found
 
 
-def iterations_within(seconds: float, experiment: Experiment, output: Path) -> int:
-    """How many iterations of GiGPO a run in `output` completes before SIGTERM, with which it saves itself.
+def _check_weights(experiment: Experiment) -> None:
+    layers = [experiment.coldstart] if experiment.coldstart else []
+    if experiment.load(*layers).model.path == WEIGHTS and not (ROOT / WEIGHTS).is_dir():
+        made = f"python tools/make_smollm2.py --output {WEIGHTS} --dtype bfloat16"
+        raise UserError(f"model.path: {WEIGHTS} does not exist; {made} makes it")
 
-    Raises UserError if it ends by itself, or completes none.
+
+def iterations_within(seconds: float, experiment: Experiment, output: Path) -> int:
+    """How many of its iterations a run with GiGPO completes in `output` before SIGTERM, with which it saves.
+
+    Raises UserError if it completes none, or fails.
     """
-    options = [*experiment.parts(), *_chosen("gigpo", iterations=10**6), "--output", str(output)]
-    command = [*_PROGRAM, "train", *options, "--resume", "auto"]
-    with subprocess.Popen(command, cwd=ROOT) as process:
+    options = [*experiment.parts(), *_chosen("gigpo"), "--output", str(output), "--resume", "auto"]
+    with subprocess.Popen([*_PROGRAM, "train", *options], cwd=ROOT) as process:
         try:
-            process.wait(seconds)
+            status, stopped = process.wait(seconds), False
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
-            status = _reaped(process)
-        else:
-            raise UserError(f"the run in {output} ended with status {process.returncode} before its time")
+            status, stopped = _reaped(process), True
     done = len(read_rows(output / "metrics.jsonl"))
-    if done == 0:
+    if stopped and done == 0:
         raise UserError(f"{seconds:.0f} s of training were not enough for an iteration; give more --minutes")
     if status != 0:
-        raise UserError(f"the run in {output} ended with status {status} after SIGTERM")
+        raise UserError(f"the run in {output} ended with status {status}")
     return done
 
 
@@ -119,8 +125,9 @@ def _reaped(process: subprocess.Popen[bytes]) -> int:
         raise UserError(f"the run did not end within {_GRACE:.0f} s of SIGTERM") from None
 
 
-def _chosen(estimator: str, iterations: int) -> Sequence[str]:
-    return ["--advantage.estimator", estimator, "--iterations", str(iterations)]
+def _chosen(estimator: str, iterations: int | None = None) -> Sequence[str]:
+    length = [] if iterations is None else ["--iterations", str(iterations)]
+    return ["--advantage.estimator", estimator, *length]
 
 
 if __name__ == "__main__":

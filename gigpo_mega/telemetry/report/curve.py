@@ -90,7 +90,7 @@ def plot_seeds(source: Path, picture: Path, beside: Path | None = None) -> None:
                                  height_ratios=heights)  # fmt: skip
     drawn = {"c": _curves, "t": _types, "p": _panel}
     highest = [drawn[name](part, records) for name, part in axes.items()]
-    axes["p"].set_ylim(0, max(highest) * 1.16)  # leaves space for the legend; all share this axis
+    axes["p"].set_ylim(0, max(*highest, 1.0) * 1.16)  # leaves space for the legend; all share this axis
     figure.savefig(picture)
 
 

@@ -53,24 +53,32 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _curves(spec: Spec, grouped: Mapping[str, Sequence[Record]]) -> Any:
-    """Training success of every variant, each in a frame of its own over the reference's."""
+    """Training success of every variant, in a frame of its own over the reference's of the same seeds."""
     columns = min(len(grouped), 4)
     rows = math.ceil(len(grouped) / columns)
     figure = _figure(2.9 * columns, 2.4 * rows + 0.3)
     frames = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     reference = next(iter(spec.references), "")
     for axes, (name, runs), color in zip(frames, grouped.items(), _cycle(len(grouped)), strict=False):
-        if reference in grouped and name != reference:
-            _line(axes, grouped[reference], _SOFT, reference)
+        if name != reference and (same := _of_seeds(grouped.get(reference, ()), runs)):
+            _line(axes, same, _SOFT, reference)
         _line(axes, runs, color, name)
         _style(axes, f"{name} ({len(runs)} seed{'s' * (len(runs) != 1)})")
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in frames[len(grouped) :]:
         axes.set_visible(False)
+    for axes in frames[max(len(grouped) - columns, 0) : len(grouped)]:  # those with nothing below them
+        axes.tick_params(labelbottom=True)
     where = f"iteration (gray: {reference})" if reference in grouped else "iteration"
     figure.supxlabel(where, color=_SOFT, fontsize=9)
     figure.supylabel("success of training episodes, %", color=_SOFT, fontsize=9)
     return figure
+
+
+def _of_seeds(runs: Sequence[Record], others: Sequence[Record]) -> list[Record]:
+    """Those of `runs` whose seed one of `others` has."""
+    seeds = {other["seed"] for other in others}
+    return [run for run in runs if run["seed"] in seeds]
 
 
 def _line(axes: Any, runs: Sequence[Record], color: str, label: str) -> None:

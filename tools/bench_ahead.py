@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gigpo_mega.arguments import COUNT
+from gigpo_mega.arguments import COUNT, number
 from gigpo_mega.program import run_main
 from gigpo_mega.telemetry.metrics import read_rows
 from gigpo_mega.telemetry.provenance import provenance
@@ -35,10 +35,8 @@ def main() -> None:
     """Print a line per run and the ratio of the modes, and publish the record."""
     options = parser(__doc__)
     options.add_argument("--pairs", type=COUNT, default=3)
-    options.add_argument("--iterations", type=COUNT, default=10, help="of a run, at least 3")
+    options.add_argument("--iterations", type=number(int, 3), default=10, help="of a run, at least 3")
     given = options.parse_args()
-    if given.iterations < 3:
-        options.error(f"--iterations {given.iterations}: the first and the last do not count; give 3 or more")
     made = provenance("sglang", "torch")
     runs: dict[str, list[dict[str, float]]] = {mode: [] for mode in MODES}
     for pair in range(given.pairs):

@@ -44,7 +44,11 @@ def _all(before: Sequence[str], option: bool) -> list[str]:
         said = _help(before[0], before[1]) if before[1] in subcommands else ""
     if option:
         return list(dict.fromkeys([*_OPTION.findall(said), *_fields(said)]))
-    return _recipes(said)
+    if "CONFIG.yaml" not in said:
+        return []
+    from gigpo_mega.config import recipes  # pydantic: not for a command that has none
+
+    return recipes.names()
 
 
 def _help(*words: str) -> str:
@@ -60,12 +64,6 @@ def _fields(said: str) -> list[str]:
     from gigpo_mega.config.load import FIELDS
 
     return [f"--{path}" for path in FIELDS] if "--section.field VALUE" in said else []
-
-
-def _recipes(said: str) -> list[str]:
-    from gigpo_mega.config import recipes
-
-    return recipes.names() if "CONFIG.yaml" in said else []
 
 
 def _values(path: str) -> list[str]:

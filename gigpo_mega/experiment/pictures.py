@@ -60,8 +60,10 @@ def _curves(spec: Spec, grouped: Mapping[str, Sequence[Record]]) -> Any:
     frames = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     reference = next(iter(spec.references), "")
     for axes, (name, runs), color in zip(frames, grouped.items(), _cycle(len(grouped)), strict=False):
-        if name != reference and (same := _of_seeds(grouped.get(reference, ()), runs)):
-            _line(axes, same, _SOFT, reference)
+        seeds = {run["seed"] for run in runs}
+        below = [run for run in grouped.get(reference, ()) if run["seed"] in seeds]
+        if name != reference and below:
+            _line(axes, below, _SOFT, reference)
         _line(axes, runs, color, name)
         _style(axes, f"{name} ({len(runs)} seed{'s' * (len(runs) != 1)})")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -73,12 +75,6 @@ def _curves(spec: Spec, grouped: Mapping[str, Sequence[Record]]) -> Any:
     figure.supxlabel(where, color=_SOFT, fontsize=9)
     figure.supylabel("success of training episodes, %", color=_SOFT, fontsize=9)
     return figure
-
-
-def _of_seeds(runs: Sequence[Record], others: Sequence[Record]) -> list[Record]:
-    """Those of `runs` whose seed one of `others` has."""
-    seeds = {other["seed"] for other in others}
-    return [run for run in runs if run["seed"] in seeds]
 
 
 def _line(axes: Any, runs: Sequence[Record], color: str, label: str) -> None:

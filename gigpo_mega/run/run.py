@@ -76,18 +76,18 @@ class Run:
         elsewhere = bool(cfg.engine.urls) or cfg.engine.placement == "separate"
         hosts_engines = self._plays and leads_node() and (layout.leader or not elsewhere)
         self._engines = NodeEngines(cfg, launch, self._model) if hosts_engines else None
-        # A server that shares a GPU takes its share of the memory that the learner has left.
-        after = stack.cuda and not elsewhere
+        # A server beside the learner on a GPU takes its share of the memory that the learner has left.
+        shares_gpu = stack.cuda and not elsewhere
         try:
             if not isinstance(source, Journal):
                 on_leader(layout, try_environment, cfg, source.training[0])
-                if not after:
+                if not shares_gpu:
                     self._launch_engines(layout)
             self.learner = _learner(cfg, shape, layout, self._model)
             if self._start:
                 self._checkpoints.load(self.learner, self._start)
             self._signals = Signals(layout)
-            if self._plays and after:
+            if self._plays and shares_gpu:
                 self._launch_engines(layout)
             self._leader = self._open(source)
         except BaseException:

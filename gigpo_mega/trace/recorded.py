@@ -137,7 +137,7 @@ class RecordedRun:
             own = rows.group == taken.index(number)
             found = _rows(estimate(rows, cfg.advantage), own)
         learner = self._learner(iteration, groups, number)
-        scored = _scored(cfg) if learner is not None else _UNSCORED
+        scored = _UNSCORED if learner is None else _SCORED[cfg.objective.old_logprob]
         return TracedGroup(iteration, number, chosen, fate, scored, self._episodes(chosen, found, learner))
 
     def _learner(self, iteration: int, groups: Mapping[int, Group], number: int) -> Float32 | None:
@@ -188,12 +188,10 @@ class RecordedRun:
 
 
 _UNSCORED = "no log-probs of the learner: it has not learned from this group, or did before they were kept"
-
-
-def _scored(cfg: Config) -> str:
-    if cfg.objective.old_logprob == "engine":
-        return "the ratio is to the engine's log-probs; the learner's are of the first update of each step"
-    return "the learner's log-probs are those of the old policy, to which the ratio is"
+_SCORED = {  # by objective.old_logprob
+    "learner": "the learner's log-probs are those of the old policy, to which the ratio is",
+    "engine": "the ratio is to the engine's log-probs; the learner's are of the first update of each step",
+}
 
 
 def _steps(group: Group) -> list[Step]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from gigpo_mega.config import EngineConfig
@@ -53,7 +54,8 @@ class Servers(Launched):
     def wait(self, urls: Collection[str]) -> None:
         """Wait until all of `urls` are healthy, ours and those of other nodes, with a progress bar."""
         ours = {server.url: server for server in self._servers}
-        servers: list[Startable] = [ours.get(url) or self._elsewhere(url) for url in urls]
+        elsewhere = partial(SGLangServer, self._model, self._config, self._folder / "none", self._launch)
+        servers: list[Startable] = [ours.get(url) or elsewhere(url=url) for url in urls]
         with stage("engine", None, "s of start-up") as bar:
             wait(servers, _Seconds(bar))
 
@@ -80,9 +82,6 @@ class Servers(Launched):
         """End the launched servers and wait until they are gone; harmless when repeated."""
         for server in self._servers:
             server.close()
-
-    def _elsewhere(self, url: str) -> SGLangServer:
-        return SGLangServer(self._model, self._config, self._folder / "none", self._launch, url=url)
 
 
 class _Seconds:

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     store = Store(options.store or options.spec.with_suffix(""))
     wanted = jobs(spec, folder, options.seeds)
     if options.dry_run:
-        print(*(f"{'done' if _recorded(store, job) else 'todo'} {job.name}" for job in wanted), sep="\n")
+        todo = _todo(store, wanted)
+        print(*(f"{'todo' if job in todo else 'done'} {job.name}" for job in wanted), sep="\n")
         return
     failed = [] if options.analyze else _run(spec, folder, store, wanted, options.jobs)
     print(publish(name, spec, store, folder))
@@ -60,24 +61,21 @@ def publish(name: str, spec: Spec, store: Store, folder: Path) -> Path:
 def _run(spec: Spec, folder: Path, store: Store, wanted: Sequence[Job], parallel: int) -> list[Job]:
     """Run those jobs that need it; returns those that failed."""
     folder.mkdir(parents=True, exist_ok=True)
-    progress = Progress(wanted, parallel, sys.stderr)
-    todo: list[Job] = []
-    for job in wanted:
-        if job.done and not _recorded(store, job):  # it ended just before we did
+    for job in _todo(store, wanted):
+        if job.done:  # it ended just before we did
             _finish(spec, folder, store, job)
-        if _recorded(store, job):
-            progress.skipped(job)
-        else:
-            todo.append(job)
-    if todo:
+    if todo := _todo(store, wanted):
         for variant in spec.variants:
             load_tasks(spec.config(variant))  # generates them if need be, before several runs want to at once
+    progress = Progress(todo, len(wanted) - len(todo), parallel, sys.stderr)
     return run_jobs(todo, parallel, lambda job: _finish(spec, folder, store, job), progress)
 
 
-def _recorded(store: Store, job: Job) -> bool:
-    """Whether a job needs no work: a cold start's policy is there, or the record of a run or a panel."""
-    return job.done if job.kind == "coldstart" else store.path(job).exists()
+def _todo(store: Store, wanted: Sequence[Job]) -> list[Job]:
+    """Runs and panels without a record, and cold starts whose policy they need and do not find."""
+    without = [job for job in wanted if job.kind != "coldstart" and not store.path(job).exists()]
+    needed = {job.after for job in without if not job.ready}
+    return [job for job in wanted if job in without or job.result in needed]
 
 
 def _finish(spec: Spec, folder: Path, store: Store, job: Job) -> str:

@@ -81,16 +81,19 @@ def attempts(folder: Path) -> list[dict[str, Any]]:
 
 
 class Progress:
-    """A line for every job that ends, with the time left once jobs of its kind have shown what they take."""
+    """Lines of text for the jobs `todo`, `done` more being done: one for each job that starts or ends.
 
-    def __init__(self, jobs: Sequence[Job], parallel: int, stream: TextIO) -> None:
-        self._left: dict[Kind, int] = {kind: sum(job.kind == kind for job in jobs) for kind in KINDS}
-        self._count, self._parallel, self._stream = len(jobs), parallel, stream
+    They say the time left once jobs of every kind have shown what they take.
+    """
+
+    def __init__(self, todo: Sequence[Job], done: int, parallel: int, stream: TextIO) -> None:
+        self._left: dict[Kind, int] = {kind: sum(job.kind == kind for job in todo) for kind in KINDS}
+        self._count, self._parallel, self._stream = done + len(todo), parallel, stream
         self._took: dict[Kind, list[float]] = {}
 
-    def skipped(self, job: Job) -> None:
-        """Count a job that needs no work."""
-        self._left[job.kind] -= 1
+    def started(self, job: Job) -> None:
+        """Report a job that starts, and where its log is."""
+        self._write(f"{job.name}: started, log in {_beside(job.folder, 'log')}")
 
     def ended(self, job: Job, seconds: float, said: str) -> None:
         """Report a job that has ended well."""
@@ -129,6 +132,7 @@ def run_jobs(
             for job in ready[: parallel - len(started)]:
                 waiting.remove(job)
                 started.append(_Started.start(job))
+                progress.started(job)
             if not started:
                 return failed + waiting
             for one in [one for one in started if one.ended()]:

@@ -161,6 +161,17 @@ def test_a_run_with_a_record_is_not_run_again(spec: Path, capsys: pytest.Capture
     assert [line.split()[0] for line in listed] == ["done"] * 8 + ["todo"] * 4
 
 
+def test_a_cold_start_is_made_again_only_for_runs_that_need_it(
+    spec: Path, capsys: pytest.CaptureFixture[str]
+):
+    keep_records(spec, 1, 2)
+    (spec.parent / "store" / "records" / "grpo_2.json").unlink()
+    program.main(words(spec, "--seeds", "1,2", "--dry-run"))
+    listed = capsys.readouterr().out.splitlines()
+    todo = [line for line in listed if line.startswith("todo")]
+    assert todo == ["todo cold start, seed 2", "todo grpo, seed 2"]
+
+
 def test_after_kill_9_the_run_under_way_is_continued(spec: Path):
     """What had ended is kept, what ran dies with the experiment and goes on from the iteration it was in."""
     spec.write_text(spec.read_text().replace("iterations: 4", "iterations: 20"))
@@ -185,14 +196,16 @@ def test_after_kill_9_the_run_under_way_is_continued(spec: Path):
 
 def test_the_time_left_is_told_when_all_kinds_have_shown_what_they_take(spec: Path):
     made, said = jobs(load_spec(spec), Path("runs")), StringIO()
-    progress = Progress(made, parallel=2, stream=said)
-    for job, seconds in zip(made[:4], (300.0, 60.0, 200.0, 400.0), strict=True):
+    progress = Progress(made[1:], done=1, parallel=2, stream=said)
+    progress.started(made[4])
+    for job, seconds in zip((made[4], made[1], *made[2:4]), (300.0, 60.0, 200.0, 400.0), strict=True):
         progress.ended(job, seconds, "well")
-    cold, panel, first, second = said.getvalue().splitlines()
-    assert cold == "[1/12] cold start, seed 1: well, 300 s"
+    start, cold, panel, first, second = said.getvalue().splitlines()
+    assert start == "cold start, seed 2: started, log in runs/coldstart_2.log"
+    assert cold == "[2/12] cold start, seed 2: well, 300 s"
     assert panel.endswith("60 s")
-    assert first.endswith("200 s; 14 min left")  # 2 cold starts, 2 panels, 5 runs, two at once
-    assert second.endswith("400 s; 16 min left")
+    assert first.endswith("200 s; 12 min left")  # a cold start, 2 panels, 5 runs, two at once
+    assert second.endswith("400 s; 14 min left")
 
 
 def test_a_failed_run_keeps_no_other_from_running(spec: Path, capsys: pytest.CaptureFixture[str]):
@@ -241,13 +254,10 @@ def test_a_spec_that_cannot_run_is_refused_in_one_line(spec: Path, old: str, new
 
 
 def keep_records(spec: Path, *seeds: int) -> None:
-    """Put records of all jobs of `seeds` into the store, and the policies of their cold starts into runs."""
+    """Put records of all jobs of `seeds` into the store."""
     store = Store(spec.parent / "store")
     for job in jobs(load_spec(spec), spec.parent / "runs"):
-        if job.seed in seeds and job.kind == "coldstart":
-            job.result.parent.mkdir(parents=True)
-            job.result.touch()
-        elif job.seed in seeds:
+        if job.seed in seeds and job.kind != "coldstart":
             panel = {"success": 0.5 + job.seed / 100, "kinds": {"look": {"episodes": 4, "success": 0.5}}}
             store.write(job, {
                 "variant": job.variant, "seed": job.seed, "device": "FakeDevice",

@@ -56,6 +56,7 @@ def check(cfg: Config, stack: Stack, weights: bool = True) -> Checked:
     check_transport(cfg, stack)
     if not cfg.engine.urls:
         check_engine()
+        shape.check_engine(cfg.engine.tensor)
         Launch(stack).replicas(cfg.engine)
     check_folder("output", cfg.output)
     if cfg.weights.folder is not None:

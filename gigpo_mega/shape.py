@@ -155,6 +155,26 @@ class ModelShape:
                 f"does not divide the model's {self.layers} layers; choose a divisor of {self.layers}"
             )
 
+    def check_engine(self, tensor: int) -> None:
+        """Raise UserError if `tensor` ranks of an engine do not divide this shape.
+
+        SGLang gives several ranks the same key/value head if there are fewer heads than ranks.
+        """
+        sizes = {"attention heads": self.heads, "ffn": self.ffn}
+        if tensor < self.kv_heads:
+            sizes["key/value heads"] = self.kv_heads
+        elif tensor % self.kv_heads:
+            raise UserError(
+                f"engine.tensor {tensor} is no multiple of the model's {self.kv_heads} key/value heads; "
+                f"choose one, or a divisor of {self.kv_heads}"
+            )
+        for name, size in sizes.items():
+            if size % tensor:
+                raise UserError(
+                    f"engine.tensor {tensor} does not divide the model's {size} {name}; choose a divisor of "
+                    f"{size}"
+                )
+
     def check_lora(self, lora: LoraConfig) -> None:
         """Raise UserError if adapters would have a higher rank than the weights that they adapt can have."""
         for name in lora.targets if lora.rank else []:

@@ -102,10 +102,12 @@ def served(sglang_server: Served, tmp_path: Path) -> Served:
     from safetensors.torch import load_file
 
     from gigpo_mega.config import WeightsConfig
+    from gigpo_mega.shape import ModelShape
     from gigpo_mega.weights.push import WeightPush
     from gigpo_mega.weights.transport.base import PushError
 
-    push = WeightPush(WeightsConfig(), [sglang_server.url], tmp_path)
+    shape = ModelShape.from_hf(sglang_server.model)
+    push = WeightPush(WeightsConfig(), shape, [sglang_server.url], tmp_path)
     try:
         push.verify(0)
     except PushError:

@@ -212,7 +212,7 @@ def test_engine_and_learner_agree_before_and_after_an_update(smollm2: Path, lear
         assert moved.mean() > 0.05  # so the engine's agreement below is not with the weights it had
 
         exported = weights.export(learner.policy, learner.shape, learner.layout)
-        WeightPush(WeightsConfig(), [server.url], tmp_path).push(exported, version=1)
+        WeightPush(WeightsConfig(), learner.shape, [server.url], tmp_path).push(exported, version=1)
         after = sample(server.url, prompts, temperatures=[0, 1])
         assert_agreement(after, scores(learner, after), version=1)
 

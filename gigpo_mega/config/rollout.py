@@ -132,7 +132,7 @@ class EngineConfig:
     """Where they run: beside the learner, on its GPUs; or all `replicas` of them on whatever nodes of a Ray
     cluster (RAY_ADDRESS) have `tensor` free GPUs, or without GPUs a free CPU."""
     tensor: int = 1
-    """GPUs of a server, its tensor-parallel size."""
+    """Tensor-parallel size of a server: its GPUs, or without GPUs its processes."""
     port: int | None = None
     """Port of a node's first launched server, the next ones follow; null picks free ones."""
     restarts: int = 3

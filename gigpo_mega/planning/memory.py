@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from gigpo_mega.config import Config, ParallelConfig
-from gigpo_mega.errors import UserError
 from gigpo_mega.planning.devices import GIB, Cluster, Device
 from gigpo_mega.shape import ModelShape
 from kernels.sizes import CUDA_ELEMENTS, TRITON_ELEMENTS
@@ -199,8 +198,7 @@ def engine(shape: ModelShape, cfg: Config, device: Device, count: int, taken: fl
     Raises UserError for a size that does not divide the model.
     """
     tensor = cfg.engine.tensor
-    if shape.heads % tensor:
-        raise UserError(f"engine.tensor {tensor} must divide the model's {shape.heads} attention heads")
+    shape.check_engine(tensor)
     weights = whole(shape) * width(cfg) / tensor
     heads = max(1, shape.kv_heads // tensor)
     per_token = 2 * shape.layers * heads * shape.head_dim * width(cfg)

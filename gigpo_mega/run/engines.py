@@ -11,6 +11,7 @@ from gigpo_mega.config import Config
 from gigpo_mega.launch import node
 from gigpo_mega.rollout.engines.command import Launch
 from gigpo_mega.rollout.engines.servers import Servers
+from gigpo_mega.shape import ModelShape
 from gigpo_mega.weights.push import Pushed, WeightPush
 
 
@@ -22,8 +23,8 @@ class NodeEngines:
     leader's.
     """
 
-    def __init__(self, cfg: Config, launch: Launch, model: Path) -> None:
-        self._cfg = cfg
+    def __init__(self, cfg: Config, launch: Launch, model: Path, shape: ModelShape) -> None:
+        self._cfg, self._shape = cfg, shape
         self._servers = Servers(model, cfg.engine, cfg.output, launch)
         self._push: WeightPush | None = None
 
@@ -32,7 +33,7 @@ class NodeEngines:
         self._servers.launch()
         folder = (self._cfg.weights.folder or self._cfg.output / "weights") / f"node_{node()}"
         busy = self._cfg.rollout.max_staleness > 0
-        self._push = WeightPush(self._cfg.weights, self._servers.urls, folder, busy=busy)
+        self._push = WeightPush(self._cfg.weights, self._shape, self._servers.urls, folder, busy=busy)
         return self._servers.urls
 
     def wait(self, urls: Collection[str]) -> None:

@@ -75,7 +75,7 @@ class Run:
         launch = Launch(stack, cfg.model.dtype, cfg.seed, cfg.rollout.concurrency, self._shares_memory)
         elsewhere = bool(cfg.engine.urls) or cfg.engine.placement == "separate"
         hosts_engines = self._plays and leads_node() and (layout.leader or not elsewhere)
-        self._engines = NodeEngines(cfg, launch, self._model) if hosts_engines else None
+        self._engines = NodeEngines(cfg, launch, self._model, shape) if hosts_engines else None
         # A server beside the learner on a GPU takes its share of the memory that the learner has left.
         shares_gpu = stack.cuda and not elsewhere
         try:

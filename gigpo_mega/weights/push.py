@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gigpo_mega.config import WeightsConfig
 from gigpo_mega.cpu import stubs
+from gigpo_mega.shape import ModelShape
 from gigpo_mega.weights.transport.base import NamedTensor, PushError, WeightTransport
 from gigpo_mega.weights.transport.broadcast import BroadcastTransport
 from gigpo_mega.weights.transport.checksums import Checksums
@@ -41,15 +42,17 @@ class Pushed:
 
 
 class WeightPush:
-    """Pushes to the SGLang servers at `urls` as `config` says; `folder` is for `weights.transport disk`.
+    """Pushes a policy of `shape` to the SGLang servers at `urls` as `config` says.
 
-    If they may be `busy` they are paused for the push: a response under way goes on with the new weights and
-    with keys and values that these compute again. Making one measures the transport's ceiling.
+    `folder` is for `weights.transport disk`. If the servers may be `busy` they are paused for the push: a
+    response under way goes on with the new weights and with keys and values that these compute again. Making
+    one measures the transport's ceiling.
     """
 
     def __init__(
         self,
         config: WeightsConfig,
+        shape: ModelShape,
         urls: Sequence[str],
         folder: Path,
         timeout: float = 600.0,
@@ -58,7 +61,7 @@ class WeightPush:
         stubs.install()  # transports import sglang when they need it
         self._receivers = Receivers(urls, timeout)
         self._transport = _transport(config, self._receivers, folder)
-        self._hashed, self._busy = config.checksums, busy
+        self._shape, self._hashed, self._busy = shape, config.checksums, busy
         self._ceiling = self._transport.ceiling()
 
     def push(self, weights: Iterable[NamedTensor], version: int) -> Pushed:
@@ -68,7 +71,8 @@ class WeightPush:
         PushError otherwise; the servers' weights are then undefined until a push succeeds. They must be idle
         or paused: a push flushes their prefix caches, whose entries the old weights made.
         """
-        start, sums = time.perf_counter(), Checksums(self._hashed)
+        start = time.perf_counter()
+        sums = Checksums(self._shape, self._receivers.ranks() if self._hashed else ())
         try:
             with self._receivers.paused() if self._busy else nullcontext():
                 self._transport.send(sums.passing(weights), version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -177,14 +178,25 @@ def test_decode_graphs_are_captured_up_to_the_requests_in_flight(
 
 @pytest.mark.parametrize(
     ("number", "tensor", "flags"),
-    [(0, 1, []), (3, 1, ["1", "3"]), (0, 2, ["2", "0"]), (3, 2, ["2", "6"])],
+    [(0, 1, {}), (3, 1, {"--base-gpu-id": "3"}), (0, 2, {"--tp-size": "2"}),
+     (3, 2, {"--tp-size": "2", "--base-gpu-id": "6"})],
 )
 def test_each_server_of_a_node_has_its_own_gpus(
-    number: int, tensor: int, flags: list[str], tmp_path: Path
+    number: int, tensor: int, flags: dict[str, str], tmp_path: Path
 ) -> None:
     words = Launch(Stack("cuda", "", 8)).command(tmp_path, EngineConfig(tensor=tensor), URL, NAME, number)
-    found = dict(pairwise(words))
-    assert [found[flag] for flag in ("--tp-size", "--base-gpu-id") if flag in found] == flags
+    sized = {flag: word for flag, word in pairwise(words) if flag in ("--tp-size", "--base-gpu-id")}
+    assert sized == flags
+
+
+def test_the_ranks_of_a_server_without_gpus_share_the_cpus(tmp_path: Path) -> None:
+    launch, config = Launch(Stack("cpu", "")), EngineConfig(tensor=2, replicas=3)
+    words = launch.command(tmp_path, config, URL, NAME, number=1)
+    assert ("--tp-size", "2") in pairwise(words)
+    assert "--base-gpu-id" not in words
+    ours = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+    assert launch.environment(config)["SGLANG_CPU_OMP_THREADS_BIND"] == f"{ours}|{ours}"
+    assert "SGLANG_CPU_OMP_THREADS_BIND" not in launch.environment(EngineConfig())
 
 
 @pytest.mark.parametrize(
@@ -206,7 +218,6 @@ def test_a_node_has_as_many_servers_as_its_gpus_hold(
 @pytest.mark.parametrize(
     ("stack", "engine", "message"),
     [
-        (Stack("cpu", ""), {"tensor": 2}, r"engine\.tensor 2 needs GPUs"),
         (
             Stack("cuda", "", 4),
             {"tensor": 8},

@@ -278,7 +278,7 @@ def test_impossible_layouts_are_refused() -> None:
     with pytest.raises(UserError, match=r"parallel\.pipeline 8 .* 28 layers"):
         make(shape, recipe("--parallel.pipeline", "8", "--parallel.tensor", "1",
                            "--parallel.sequence_parallel", "false"), Cluster(DEVICES["h100"]))  # fmt: skip
-    with pytest.raises(UserError, match=r"engine\.tensor 8 must divide the model's 28"):
+    with pytest.raises(UserError, match=r"engine\.tensor 8 does not divide the model's 28"):
         make(shape, recipe("--engine.tensor", "8"), Cluster(DEVICES["h100"]))
 
 

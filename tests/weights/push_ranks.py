@@ -38,10 +38,10 @@ def main() -> None:
         live.save(policy, shape, layout, hf, folder / transport)
         weights = live.export(policy, shape, layout)
         if layout.leader:
-            push = WeightPush(WeightsConfig(transport=transport), urls, folder / "weights")
+            push = WeightPush(WeightsConfig(transport=transport), shape, urls, folder / "weights")
             metrics = push.push(weights, version).metrics
             answers = Receivers(urls).post("/weights_checker", {"action": "checksum"})
-            held = [answer["ranks"][0]["checksums"] for answer in answers]
+            held = [[rank["checksums"] for rank in answer["ranks"]] for answer in answers]
             row = {"transport": transport, "metrics": metrics, "held": held}
             sys.stdout.write("RESULT " + json.dumps(row) + "\n")
         else:

@@ -21,6 +21,7 @@ from gigpo_mega.config import EngineConfig, WeightsConfig
 from gigpo_mega.rollout.engines.base import Completion, Sampling
 from gigpo_mega.rollout.engines.server import SGLangServer, wait
 from gigpo_mega.rollout.engines.sglang import SGLangEngine
+from gigpo_mega.shape import ModelShape
 from gigpo_mega.weights.push import WeightPush
 from gigpo_mega.weights.transport.base import NamedTensor, PushError
 from gigpo_mega.weights.transport.receivers import Receivers
@@ -31,6 +32,10 @@ from tests.tiny import write_policy
 pytestmark = pytest.mark.engine
 TRANSPORTS = ("tensor", "broadcast", "disk")
 PROMPTS = [[9, *range(20, 60), i] for i in range(3, 11)]
+SHAPE = ModelShape(
+    family="qwen2", vocab=203, hidden=32, ffn=64, layers=2, heads=4, kv_heads=2, head_dim=8, rope_theta=1e4,
+    norm_epsilon=1e-6, max_positions=256, tied=True, qkv_bias=True,
+)  # fmt: skip
 Weights = dict[str, torch.Tensor]
 
 
@@ -47,16 +52,16 @@ def weights(other: Path) -> Weights:
 
 @pytest.fixture(scope="module")
 def second(sglang_server: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangServer]:
-    """A server beside the session's, with the same policy; closed, its processes are gone at once."""
+    """A server of two ranks beside the session's, with the same policy."""
     log = tmp_path_factory.mktemp("second") / "sglang.log"
-    with SGLangServer(sglang_server.model, EngineConfig(max_total_tokens=8192), log) as server:
+    with SGLangServer(sglang_server.model, EngineConfig(max_total_tokens=8192, tensor=2), log) as server:
         yield server
 
 
 @pytest.fixture
 def push(request: pytest.FixtureRequest, served: Served, tmp_path: Path) -> WeightPush:
     """The way to one server, in buckets of 1 KiB: some thirty of them."""
-    made = WeightPush(WeightsConfig(transport=request.param), [served.url], tmp_path / "weights")
+    made = WeightPush(WeightsConfig(transport=request.param), SHAPE, [served.url], tmp_path / "weights")
     made._transport._bucket_bytes = 1 << 10  # type: ignore[attr-defined]
     return made
 
@@ -94,29 +99,39 @@ def gap(model: Path, completions: list[Completion]) -> float:
     return float(np.abs(found).max())
 
 
-def held(url: str) -> dict[str, str]:
-    """SGLang's checksum of every tensor of the server at `url`."""
+def held(url: str) -> list[dict[str, str]]:
+    """SGLang's checksum of every tensor of each rank of the server at `url`."""
     request = urllib.request.Request(f"{url}/weights_checker", data=b"{}", method="POST")
     request.add_header("Content-Type", "application/json")
     with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())["ranks"][0]["checksums"]
+        return [rank["checksums"] for rank in json.loads(answer.read())["ranks"]]
 
 
-def checksums(weights: Weights) -> dict[str, str]:
-    """The same, from the Hugging Face tensors of a Qwen2 of two layers and 203 tokens."""
-    fused = {name: [tensor] for name, tensor in weights.items() if "_proj" not in name or "o_proj" in name}
-    for layer in (f"model.layers.{i}" for i in range(2)):
-        fused[f"{layer}.mlp.down_proj.weight"] = [weights[f"{layer}.mlp.down_proj.weight"]]
-        gate_up = [weights[f"{layer}.mlp.{part}_proj.weight"] for part in ("gate", "up")]
-        fused[f"{layer}.mlp.gate_up_proj.weight"] = gate_up
-        for kind in ("weight", "bias"):
-            qkv = [weights[f"{layer}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
-            fused[f"{layer}.self_attn.qkv_proj.{kind}"] = qkv
-    fused["model.embed_tokens.weight"].append(torch.zeros(256 - 203, 32))
-    return {
-        name: hashlib.sha256(torch.cat(rows).numpy().tobytes()).hexdigest()[:16]
-        for name, rows in fused.items()
-    }
+def checksums(weights: Weights, ranks: int = 1) -> list[dict[str, str]]:
+    """The same, from the Hugging Face tensors of a Qwen2 of two layers, 203 tokens and two key heads."""
+    words = torch.cat([weights["model.embed_tokens.weight"], torch.zeros(256 - 203, 32)])
+    whole = {name: tensor for name, tensor in weights.items() if name.endswith("norm.weight")}
+
+    def rank(number: int) -> dict[str, torch.Tensor]:
+        def rows(*names: str) -> torch.Tensor:
+            return torch.cat([weights[name].tensor_split(ranks)[number] for name in names])
+
+        found = whole | {"model.embed_tokens.weight": words.tensor_split(ranks)[number]}
+        for layer in (f"model.layers.{i}" for i in range(2)):
+            for name in (f"{layer}.self_attn.o_proj.weight", f"{layer}.mlp.down_proj.weight"):
+                found[name] = weights[name].tensor_split(ranks, dim=1)[number]
+            gate_up = (f"{layer}.mlp.{part}_proj.weight" for part in ("gate", "up"))
+            found[f"{layer}.mlp.gate_up_proj.weight"] = rows(*gate_up)
+            for kind in ("weight", "bias"):
+                qkv = (f"{layer}.self_attn.{part}_proj.{kind}" for part in "qkv")
+                found[f"{layer}.self_attn.qkv_proj.{kind}"] = rows(*qkv)
+        return found
+
+    return [{name: sha(tensor) for name, tensor in rank(number).items()} for number in range(ranks)]
+
+
+def sha(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 @every_transport
@@ -145,18 +160,26 @@ def test_a_push_that_a_killed_learner_has_left_open_is_closed(
     assert held(served.url) == checksums(weights)
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(("transport", "ranks"), [*((name, 1) for name in TRANSPORTS), ("tensor", 2)])
 def test_responses_under_way_go_on_with_the_new_weights_as_if_they_had_begun_them(
-    transport: Any, served: Served, other: Path, weights: Weights, tmp_path: Path
+    transport: Any,
+    ranks: int,
+    served: Served,
+    second: SGLangServer,
+    other: Path,
+    weights: Weights,
+    tmp_path: Path,
 ) -> None:
-    push = WeightPush(WeightsConfig(transport=transport), [served.url], tmp_path / "weights", busy=True)
+    url = served.url if ranks == 1 else second.url
+    push = WeightPush(WeightsConfig(transport=transport), SHAPE, [url], tmp_path / "weights", busy=True)
     first = load_file(served.model / "model.safetensors")
+    push.push(first.items(), version=0)
     begin = time.monotonic()
-    sample(served.url, 180)
+    sample(url, 180)
     half, mixed = (time.monotonic() - begin) / 2, 0
     with ThreadPoolExecutor(1) as thread:
         for version in range(1, 9):  # until one comes in the middle
-            sampled = thread.submit(sample, served.url, 180)
+            sampled = thread.submit(sample, url, 180)
             time.sleep(half)
             push.push((weights if version % 2 else first).items(), version)
             completions = sampled.result()
@@ -175,12 +198,14 @@ def test_responses_under_way_go_on_with_the_new_weights_as_if_they_had_begun_the
 def test_all_servers_get_the_same_weights_and_version(
     transport: Any, served: Served, second: SGLangServer, weights: Weights, tmp_path: Path
 ) -> None:
-    push = WeightPush(WeightsConfig(transport=transport), [served.url, second.url], tmp_path)
+    push = WeightPush(WeightsConfig(transport=transport), SHAPE, [served.url, second.url], tmp_path)
     original = load_file(served.model / "model.safetensors")
     for version, wanted in enumerate((weights, original), start=3):  # whatever the transport before left
         push.push(wanted.items(), version)
-        assert held(served.url) == held(second.url) == checksums(wanted)
+        assert held(served.url) == checksums(wanted)
+        assert held(second.url) == checksums(wanted, ranks=2)
         push.verify(version)
+    assert gap(served.model, sample(second.url)) < 1e-5
 
 
 @every_transport
@@ -234,20 +259,35 @@ def test_weights_that_change_or_vanish_on_the_way_are_caught_and_named(
     push.push(weights.items(), version=2)
 
 
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_the_rank_that_holds_other_weights_is_named(
+    transport: Any, second: SGLangServer, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = WeightPush(WeightsConfig(transport=transport), SHAPE, [second.url], tmp_path)
+    send = push._transport.send
+    monkeypatch.setattr(push._transport, "send", lambda sent, version: send(flipped(sent), version))
+    named = r"holds other values of model\.layers\.1\.mlp\.gate_up_proj\.weight than the learner"
+    with pytest.raises(PushError, match=f"^rank 0 of the engine at {second.url} {named}"):
+        push.push(weights.items(), version=2)
+    monkeypatch.undo()
+    push.push(weights.items(), version=2)
+    assert held(second.url) == checksums(weights, ranks=2)
+
+
 def test_without_checksums_a_corrupted_tensor_is_caught_by_the_logprobs(
     served: Served, other: Path, weights: Weights, tmp_path: Path
 ) -> None:
     damaged = "model.layers.1.self_attn.o_proj.weight"
     wrong = weights | {damaged: weights[damaged].clone()}
     wrong[damaged][0] *= -1
-    WeightPush(WeightsConfig(checksums=False), [served.url], tmp_path).push(wrong.items(), version=2)
+    WeightPush(WeightsConfig(checksums=False), SHAPE, [served.url], tmp_path).push(wrong.items(), version=2)
     assert gap(other, sample(served.url)) > 1e-4
 
 
 def test_a_file_that_changed_before_it_was_loaded_is_named(
     served: Served, weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    push = WeightPush(WeightsConfig(transport="disk"), [served.url], tmp_path)
+    push = WeightPush(WeightsConfig(transport="disk"), SHAPE, [served.url], tmp_path)
     post = push._receivers.post
 
     def damage(path: str, payload: Any = None) -> Any:
@@ -268,7 +308,7 @@ def test_a_file_that_changed_before_it_was_loaded_is_named(
 def test_the_disk_keeps_the_newest_version_alone_with_its_checksums(
     served: Served, weights: Weights, tmp_path: Path
 ) -> None:
-    push = WeightPush(WeightsConfig(transport="disk"), [served.url], tmp_path)
+    push = WeightPush(WeightsConfig(transport="disk"), SHAPE, [served.url], tmp_path)
     for version in (1, 2, 2):
         push.push(weights.items(), version)
     (kept,) = tmp_path.iterdir()
@@ -295,7 +335,7 @@ def test_a_failed_push_can_be_repeated(push: WeightPush, served: Served, weights
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_a_push_to_nowhere_is_one_line(transport: Any, tmp_path: Path) -> None:
-    push = WeightPush(WeightsConfig(transport=transport), ["http://127.0.0.1:9"], tmp_path, timeout=5)
+    push = WeightPush(WeightsConfig(transport=transport), SHAPE, ["http://127.0.0.1:9"], tmp_path, timeout=5)
     with pytest.raises(PushError, match=r"http://127\.0\.0\.1:9/") as caught:
         push.push([("a", torch.zeros(1))], version=1)
     assert "\n" not in str(caught.value)
@@ -304,7 +344,7 @@ def test_a_push_to_nowhere_is_one_line(transport: Any, tmp_path: Path) -> None:
 def test_a_server_that_dies_in_a_broadcast_is_named_and_when_it_is_back_it_gets_the_next(
     served: Served, second: SGLangServer, weights: Weights, tmp_path: Path
 ) -> None:
-    push = WeightPush(WeightsConfig(transport="broadcast"), [served.url, second.url], tmp_path)
+    push = WeightPush(WeightsConfig(transport="broadcast"), SHAPE, [served.url, second.url], tmp_path)
     push._transport._bucket_bytes = 1 << 10  # type: ignore[attr-defined]
 
     def interrupted() -> Iterator[NamedTensor]:
@@ -327,11 +367,12 @@ def test_a_server_that_dies_in_a_broadcast_is_named_and_when_it_is_back_it_gets_
     with pytest.raises(PushError, match=f"^the engine at {second.url} has weight version 0, the learner 6"):
         push.verify(6)
     push.push(weights.items(), version=7)
-    assert held(served.url) == held(second.url) == checksums(weights)
+    assert held(served.url) == checksums(weights)
+    assert held(second.url) == checksums(weights, ranks=2)
 
 
 @pytest.mark.distributed
-def test_four_ranks_push_what_they_hold_to_two_servers(
+def test_four_ranks_push_what_they_hold_to_servers_of_one_and_of_two(
     served: Served, second: SGLangServer, other: Path, tmp_path: Path
 ) -> None:
     """Tensor 2 x pipeline 2 under torchrun, each version with other weights than the one before."""
@@ -339,8 +380,6 @@ def test_four_ranks_push_what_they_hold_to_two_servers(
     rows = results(4, "tests/weights/push_ranks.py", str(other), str(tmp_path), *urls)
     assert [row["transport"] for row in rows] == list(TRANSPORTS)
     assert all(row["metrics"]["weights/push_gib_per_s"] > 0 for row in rows)
-    wanted = checksums(load_file(tmp_path / "disk" / "model.safetensors"))
-    assert held(served.url) == held(second.url) == wanted
     for row in rows:
         moved = load_file(tmp_path / row["transport"] / "model.safetensors")
-        assert row["held"] == [checksums(moved)] * 2
+        assert row["held"] == [checksums(moved), checksums(moved, ranks=2)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from datetime import timedelta
 from importlib import import_module
@@ -19,6 +20,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from gigpo_mega.config import WeightsConfig
 from gigpo_mega.cpu import stubs
+from gigpo_mega.shape import ModelShape
 from gigpo_mega.weights.push import Pushed, WeightPush
 from gigpo_mega.weights.transport import broadcast, ceiling
 from gigpo_mega.weights.transport.base import NamedTensor, PushError
@@ -76,14 +78,15 @@ def test_version_and_flush_come_with_the_last_bucket() -> None:
 
 
 class FakeReceivers(Receivers):
-    """Servers of `ranks` tensor-parallel ranks each, which agree to everything and hold `held`."""
+    """Servers of `ranks` tensor-parallel ranks each, which agree to everything; ranks hold `held`."""
 
-    def __init__(self, *ranks: int, held: dict[str, str] | None = None, version: str = "4") -> None:
+    def __init__(self, *ranks: int, held: Sequence[dict[str, str]] = (), version: str = "4") -> None:
         super().__init__([f"http://fake{number}" for number in range(len(ranks))])
         self.sizes = dict(zip(self.urls, ranks, strict=True))
         self.sent: dict[str, list[str]] = {}
         self.asked: list[tuple[str, Payload | None]] = []
-        self.held, self.version, self.device = held or {}, version, "cpu"
+        self.held, self.version, self.device = held or [{}] * max(ranks), version, "cpu"
+        self.replicas = 1  # of data or pipeline parallelism
 
     def _request(self, url: str, path: str, payload: Payload | None) -> dict[str, Any]:
         self.asked.append((path, payload))
@@ -94,8 +97,12 @@ class FakeReceivers(Receivers):
             "tp_size": self.sizes[url],
             "device": self.device,
             "weight_version": self.version,
-            "ranks": [{"checksums": self.held}] * self.sizes[url],
+            "ranks": [self._rank(rank, self.sizes[url]) for rank in range(self.sizes[url])],
         }
+
+    def _rank(self, rank: int, size: int) -> dict[str, Any]:
+        place = {"tp_rank": rank, "tp_size": size, "dp_size": self.replicas, "pp_size": 1}
+        return {"checksums": self.held[rank], "parallelism_info": [place]}
 
 
 def test_every_rank_of_every_engine_gets_its_own_handles() -> None:
@@ -204,73 +211,117 @@ def sha(*tensors: torch.Tensor) -> str:
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()[:16]
 
 
+def numbered(*sizes: int) -> torch.Tensor:
+    """All values differ."""
+    return torch.arange(math.prod(sizes), dtype=torch.float32).view(sizes)
+
+
 LAYER = "model.layers.3"
+SHAPE = ModelShape(
+    family="llama", vocab=65, hidden=4, ffn=8, layers=4, heads=2, kv_heads=1, head_dim=2, rope_theta=1e4,
+    norm_epsilon=1e-6, max_positions=64, tied=True, qkv_bias=False,
+)  # fmt: skip
+Q, K, V = numbered(4, 4), numbered(2, 4) + 1, numbered(2, 4) + 2
+GATE, UP, DOWN, OUT = numbered(8, 4) + 3, numbered(8, 4) + 4, numbered(4, 8), numbered(4, 4) + 5
+WORDS, NORM = numbered(65, 4), numbered(4)
 SENT = {
-    f"{LAYER}.self_attn.v_proj.weight": torch.full((2, 4), 3.0),
-    "model.embed_tokens.weight": torch.ones(65, 4),
-    f"{LAYER}.self_attn.q_proj.weight": torch.full((4, 4), 1.0),
-    f"{LAYER}.mlp.up_proj.weight": torch.full((8, 4), 5.0),
-    f"{LAYER}.self_attn.k_proj.weight": torch.full((2, 4), 2.0),
-    f"{LAYER}.mlp.gate_proj.weight": torch.full((8, 4), 4.0),
-    "model.norm.weight": torch.ones(4),
+    f"{LAYER}.self_attn.v_proj.weight": V,
+    "model.embed_tokens.weight": WORDS,
+    f"{LAYER}.self_attn.q_proj.weight": Q,
+    f"{LAYER}.mlp.up_proj.weight": UP,
+    f"{LAYER}.mlp.down_proj.weight": DOWN,
+    f"{LAYER}.self_attn.k_proj.weight": K,
+    f"{LAYER}.self_attn.o_proj.weight": OUT,
+    f"{LAYER}.mlp.gate_proj.weight": GATE,
+    "model.norm.weight": NORM,
 }
 HELD = {
-    f"{LAYER}.self_attn.qkv_proj.weight": sha(
-        *(SENT[f"{LAYER}.self_attn.{part}_proj.weight"] for part in "qkv")
-    ),
-    f"{LAYER}.mlp.gate_up_proj.weight": sha(
-        *(SENT[f"{LAYER}.mlp.{part}_proj.weight"] for part in ("gate", "up"))
-    ),
-    "model.embed_tokens.weight": sha(SENT["model.embed_tokens.weight"], torch.zeros(63, 4)),
-    "model.norm.weight": sha(SENT["model.norm.weight"]),
+    f"{LAYER}.self_attn.qkv_proj.weight": sha(Q, K, V),
+    f"{LAYER}.mlp.gate_up_proj.weight": sha(GATE, UP),
+    f"{LAYER}.mlp.down_proj.weight": sha(DOWN),
+    f"{LAYER}.self_attn.o_proj.weight": sha(OUT),
+    "model.embed_tokens.weight": sha(WORDS, torch.zeros(63, 4)),
+    "model.norm.weight": sha(NORM),
 }
+HALVES = [
+    {
+        f"{LAYER}.self_attn.qkv_proj.weight": sha(Q[2 * rank :][:2], K, V),  # they share the only k and v
+        f"{LAYER}.mlp.gate_up_proj.weight": sha(GATE[4 * rank :][:4], UP[4 * rank :][:4]),
+        f"{LAYER}.mlp.down_proj.weight": sha(DOWN[:, 4 * rank :][:, :4].clone()),
+        f"{LAYER}.self_attn.o_proj.weight": sha(OUT[:, 2 * rank :][:, :2].clone()),
+        "model.embed_tokens.weight": sha(WORDS[64:], torch.zeros(63, 4)) if rank else sha(WORDS[:64]),
+        "model.norm.weight": sha(NORM),
+    }
+    for rank in range(2)
+]
 
 
-def passed(hashed: bool = True) -> Checksums:
-    made = Checksums(hashed)
+def passed(*sizes: int) -> Checksums:
+    made = Checksums(SHAPE, sizes)
     assert list(made.passing(SENT.items())) == list(SENT.items())
     return made
 
 
 def test_checksums_are_those_of_the_engines_tensors() -> None:
-    made = passed()
-    assert made.nbytes == 4 * (3 * 8 + 8 + 65 * 4 + 2 * 32 + 4)
-    made.compare(FakeReceivers(1, 1, held=HELD))
+    made = passed(1)
+    assert made.nbytes == sum(tensor.nbytes for tensor in SENT.values())
+    made.compare(FakeReceivers(1, 1, held=[HELD]))
     for name in HELD:
         with pytest.raises(
             PushError, match=rf"^the engine at http://fake0 holds other values of {name} than"
         ):
-            made.compare(FakeReceivers(1, held=HELD | {name: "0" * 16}))
+            made.compare(FakeReceivers(1, held=[HELD | {name: "0" * 16}]))
     without = {name: value for name, value in HELD.items() if name != "model.norm.weight"}
     with pytest.raises(PushError, match=r"other values of model\.norm\.weight than"):
-        made.compare(FakeReceivers(1, held=without))
+        made.compare(FakeReceivers(1, held=[without]))
+
+
+def test_each_rank_of_an_engine_holds_its_part() -> None:
+    made = passed(2, 1, 2)
+    made.compare(FakeReceivers(2, 2, held=HALVES))
+    for name in HELD:
+        wrong = [HALVES[0], HALVES[1] | {name: "0" * 16}]
+        with pytest.raises(PushError, match=f"^rank 1 of the engine at http://fake0 holds other .* {name} "):
+            made.compare(FakeReceivers(2, held=wrong))
+    with pytest.raises(PushError, match=r"^rank 0 of the engine"):
+        made.compare(FakeReceivers(2, held=HALVES[::-1]))
+
+
+def test_a_vocabulary_of_whole_multiples_that_ranks_cannot_share_is_padded_further() -> None:
+    """128 rows are not three equal parts; 192 are."""
+    made = Checksums(SHAPE, [3])
+    list(made.passing([("model.embed_tokens.weight", WORDS)]))
+    parts = [sha(WORDS[:64]), sha(WORDS[64:], torch.zeros(63, 4)), sha(torch.zeros(64, 4))]
+    made.compare(FakeReceivers(3, held=[{"model.embed_tokens.weight": part} for part in parts]))
 
 
 def test_checksums_that_say_nothing_are_not_compared() -> None:
-    passed(hashed=False).compare(FakeReceivers(1))
-    passed().compare(FakeReceivers(2))  # each rank hashes its part
+    passed().compare(FakeReceivers(1))  # weights.checksums is false
     elsewhere = FakeReceivers(1)
     elsewhere.device = "cuda"
-    passed().compare(elsewhere)
-    with pytest.raises(PushError, match="http://fake1 holds other values"):
-        passed().compare(FakeReceivers(2, 1))
+    passed(1).compare(elsewhere)
+    cut = FakeReceivers(1)
+    cut.replicas = 2
+    passed(1).compare(cut)
+    with pytest.raises(PushError, match="http://fake0 holds other values"):
+        passed(1).compare(FakeReceivers(1))
 
 
 def pushed(
     monkeypatch: pytest.MonkeyPatch, folder: Path, receivers: FakeReceivers, busy: bool = False
 ) -> Pushed:
     monkeypatch.setattr("gigpo_mega.weights.push.Receivers", lambda urls, timeout: receivers)
-    return WeightPush(WeightsConfig(), receivers.urls, folder, busy=busy).push(SENT.items(), version=4)
+    return WeightPush(WeightsConfig(), SHAPE, receivers.urls, folder, busy=busy).push(SENT.items(), version=4)
 
 
 def test_a_push_is_over_when_version_and_checksums_are_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = pushed(monkeypatch, tmp_path, FakeReceivers(1, held=HELD))
-    assert done.nbytes == passed().nbytes
+    done = pushed(monkeypatch, tmp_path, FakeReceivers(1, held=[HELD]))
+    assert done.nbytes == passed(1).nbytes
     with pytest.raises(PushError, match="has weight version 3, the learner 4"):
-        pushed(monkeypatch, tmp_path, FakeReceivers(1, held=HELD, version="3"))
-    with pytest.raises(PushError, match=r"embed_tokens\.weight and 3 more than the learner sent"):
+        pushed(monkeypatch, tmp_path, FakeReceivers(1, held=[HELD], version="3"))
+    with pytest.raises(PushError, match=r"embed_tokens\.weight and 5 more than the learner sent"):
         pushed(monkeypatch, tmp_path, FakeReceivers(1))
 
 
@@ -278,14 +329,14 @@ def test_a_push_is_over_when_version_and_checksums_are_right(
 def test_busy_engines_stand_still_from_before_a_push_until_one_succeeds(
     version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    receivers = FakeReceivers(1, held=HELD, version=version)
+    receivers = FakeReceivers(1, held=[HELD], version=version)
     with nullcontext() if version == "4" else pytest.raises(PushError, match="has weight version 3"):
         pushed(monkeypatch, tmp_path, receivers, busy=True)
     changes = [(path, payload) for path, payload in receivers.asked if payload is not None]
     assert changes[0] == ("/pause_generation", {"mode": "retract"})
     assert (changes[-1] == ("/continue_generation", {})) == (version == "4")
     assert sum(path == "/continue_generation" for path, _ in changes) == (version == "4")
-    idle = FakeReceivers(1, held=HELD)
+    idle = FakeReceivers(1, held=[HELD])
     pushed(monkeypatch, tmp_path, idle)
     assert not any("_generation" in path for path, _ in idle.asked)
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from gigpo_mega.config import EngineConfig, WeightsConfig
 from gigpo_mega.rollout.engines.server import SGLangServer
+from gigpo_mega.shape import ModelShape
 from gigpo_mega.weights.push import Pushed, WeightPush
 from gigpo_mega.weights.transport.base import NamedTensor
 
@@ -21,7 +22,7 @@ TRANSPORTS: tuple[Literal["tensor", "broadcast", "disk"], ...] = ("tensor", "bro
 def bench(folder: Path, layers: int, bucket_mib: int, repeats: int) -> dict[str, Any]:
     """Seconds and GiB/s of pushes to one server, by transport; the server's weights are proven after each."""
     model = _write_policy(folder / "model", layers)
-    weights = list(load_file(model / "model.safetensors").items())
+    weights, shape = list(load_file(model / "model.safetensors").items()), ModelShape.from_hf(model)
     rows: dict[str, Any] = {}
     with SGLangServer(model, EngineConfig(max_total_tokens=512), folder / "sglang.log") as server:
         for transport in TRANSPORTS:
@@ -29,6 +30,7 @@ def bench(folder: Path, layers: int, bucket_mib: int, repeats: int) -> dict[str,
                 _pushes(
                     WeightPush(
                         WeightsConfig(transport=transport, bucket_mib=bucket_mib, checksums=checksums),
+                        shape,
                         [server.url],
                         folder / "weights",
                     ),

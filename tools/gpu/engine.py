@@ -39,7 +39,7 @@ def engine(setup: Setup) -> dict[str, Any]:
         begin = time.perf_counter()
         with SGLangServer(model, config, log, launch) as server:
             started = time.perf_counter() - begin
-            push = WeightPush(WeightsConfig(), [server.url], setup.folder)
+            push = WeightPush(WeightsConfig(), setup.shape, [server.url], setup.folder)
             pushes, gaps = list[float](), list[float]()
             sampled: list[Completion] = []
             for version in (1, 2):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from gigpo_mega.config import EngineConfig
-from gigpo_mega.errors import UserError
 from gigpo_mega.hf_config import holds_weights, implied_fields
 from gigpo_mega.launch import child_environment
 from gigpo_mega.stack import Stack
@@ -41,15 +41,14 @@ class Launch:
         environment = child_environment(OMP_NUM_THREADS=str(config.threads), HF_HUB_OFFLINE="1")
         if self.stack.cuda and self.dtype == "float32":
             environment |= {"SGLANG_FORCE_FUSED_OP_BACKEND": "torch", "TRITON_F32_DEFAULT": "tf32x3"}
+        if not self.stack.cuda and config.tensor > 1:  # SGLang wants a NUMA node for each rank, or CPUs
+            ours = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+            environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join([ours] * config.tensor)
         return environment
 
     def replicas(self, config: EngineConfig) -> int:
         """Servers of a node, in all if they are separate; raises UserError if its GPUs do not hold them."""
-        if config.placement == "separate" and self.stack.cuda:
-            return config.replicas or 1
-        if not self.stack.cuda:
-            if config.tensor > 1:
-                raise UserError(f"engine.tensor {config.tensor} needs GPUs; set it to 1 on a CPU")
+        if config.placement == "separate" or not self.stack.cuda:
             return config.replicas or 1
         return config.servers(self.stack.gpus)
 
@@ -60,13 +59,14 @@ class Launch:
         """
         host, port = url.removeprefix("http://").split(":")
         weights = ["0"] if holds_weights(model) else ["none", "--load-format", "dummy"]
-        tokens, backends, gpus = config.max_total_tokens, list[str](), list[str]()
+        tokens, backends = config.max_total_tokens, list[str]()
+        ranks = ["--tp-size", str(config.tensor)] if config.tensor > 1 else []
         if not self.stack.cuda:
             module, tokens = "gigpo_mega.cpu.sglang_server", tokens or CPU_KV_TOKENS
         else:
             module = "sglang.launch_server"
-            if config.tensor > 1 or number:
-                gpus = ["--tp-size", str(config.tensor), "--base-gpu-id", str(number * config.tensor)]
+            if number:
+                ranks += ["--base-gpu-id", str(number * config.tensor)]
             if self.dtype == "float32":  # SGLang's choice on Hopper, FlashAttention 3, has no float32
                 backends = ["--attention-backend", "triton", "--sampling-backend", "pytorch"]
         implied = implied_fields(model / "config.json")
@@ -81,7 +81,7 @@ class Launch:
             *override,
             "--sleep-on-idle",  # an idle scheduler would otherwise take a core from the learner
             *(["--enable-memory-saver"] if self.releases_memory else []),
-            *gpus,
+            *ranks,
             *backends,
             *("--dtype", self.dtype, "--random-seed", str(self.seed), "--weight-version", *weights),
             *config.arguments,

@@ -16,6 +16,11 @@ from gigpo_mega.rollout.engines.http import open_direct
 from gigpo_mega.weights.transport.base import PushError, check_version
 
 Payload = Mapping[str, Any]
+_GRACE = 1.0  # seconds in which the cause of an error may show itself
+
+
+class _Unreachable(PushError):
+    """A server is gone, which may be why others complain."""
 
 
 class Posted:
@@ -27,6 +32,8 @@ class Posted:
     def answers(self) -> list[dict[str, Any]]:
         """What the servers answer; raises an error without waiting for those that may never do."""
         wait(self._futures, return_when=FIRST_EXCEPTION)
+        if self.error() is not None:
+            wait(self._futures, timeout=_GRACE)
         if (error := self.error()) is not None:
             raise error
         return [future.result() for future in self._futures]
@@ -34,7 +41,8 @@ class Posted:
     def error(self) -> BaseException | None:
         """Why a request has failed, if one has until now."""
         ended = [future.exception() for future in self._futures if future.done()]
-        return next((error for error in ended if error is not None), None)
+        errors = [error for error in ended if error is not None]
+        return next((error for error in errors if isinstance(error, _Unreachable)), *errors[:1] or [None])
 
 
 class Receivers:
@@ -121,5 +129,5 @@ class Receivers:
             reason = error.read()[:300].decode("utf-8", "replace")
             raise PushError(f"{url}{path} answered {error.code}: {reason}") from None
         except (urllib.error.URLError, HTTPException, OSError, ValueError) as error:
-            raise PushError(f"{url}{path}: {error}") from None
+            raise _Unreachable(f"{url}{path}: {error}") from None
 

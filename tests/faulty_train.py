@@ -1,9 +1,9 @@
 """gigpo_mega.train with a fault: `python tests/faulty_train.py FAULT ITERATION ARGS...`.
 
 FAULT is a point to be killed at (see POINTS), "stop" (SIGTERM while sampling), "stop in update",
-"kill engine" (the first, while sampling), "kill engine in push", "skipped push", "corrupted weights",
-"driver" (from the start there seem to be one of NVIDIA and torch's CUDA build), "no learner" (it cannot be
-made, which shows when a server has started beside it) or "never". The journal forgets nothing here: a test
+"kill engine" (the first, while sampling), "kill rank" (one of its ranks), "kill engine in push",
+"skipped push", "corrupted weights", "driver" (from the start there seem to be one of NVIDIA and torch's CUDA
+build), "no learner" (it cannot be made, which shows when a server has started beside it) or "never". The journal forgets nothing here: a test
 can feed one run's groups to another.
 """
 
@@ -88,6 +88,13 @@ def kill_engine(*_: Any, **__: Any) -> None:
         process.kill()
 
 
+def kill_rank(*_: Any, **__: Any) -> None:
+    """The same for one of the first server's tensor-parallel ranks: it hangs, as the others wait for that."""
+    session._Advance.__call__ = ADVANCE
+    (rank,) = [p for p in servers()[0].children(recursive=True) if "scheduler_TP1" in " ".join(p.cmdline())]
+    rank.kill()
+
+
 def kill_engine_in_push(self: Checksums, weights: Iterable[Any]) -> Iterator[Any]:
     """The first server is gone, once, when half of the tensors are on their way."""
     Checksums.passing = PASSING
@@ -126,6 +133,7 @@ FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "group": (Journal, "keep", die_after_a_group),
     "stop": (session._Advance, "__call__", stop),
     "kill engine": (session._Advance, "__call__", kill_engine),
+    "kill rank": (session._Advance, "__call__", kill_rank),
     "kill engine in push": (Checksums, "passing", kill_engine_in_push),
     "stop in update": (learner, "UpdateStats", stop_in_update),
     "skipped push": (NodeEngines, "push", lose),

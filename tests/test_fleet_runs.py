@@ -29,13 +29,19 @@ def went_on(done: subprocess.CompletedProcess[str], output: Path) -> list[dict[s
     return rows
 
 
-def test_a_run_goes_on_after_its_engine_is_killed_while_it_samples(tmp_path: Path) -> None:
-    """No engine is left: its episodes are played again, after a broadcast to the one started again."""
+@pytest.mark.parametrize(("fault", "more", "environment"), [
+    ("kill engine", ("--weights.transport", "broadcast"), {}),
+    ("kill rank", ("--engine.tensor", "2"), COLD_ENGINES),
+])  # fmt: skip
+def test_a_run_goes_on_after_its_engine_is_killed_while_it_samples(
+    fault: str, more: tuple[str, ...], environment: dict[str, str], tmp_path: Path
+) -> None:
+    """No engine is left: its episodes are played again, after a push to the one started again."""
     output = tmp_path / "run"
     done = run_python(
-        str(ROOT / "tests/faulty_train.py"), "kill engine", "1", str(ROOT / "tests/tiny.yaml"),
+        str(ROOT / "tests/faulty_train.py"), fault, "1", str(ROOT / "tests/tiny.yaml"),
         "--model.path", str(write_agent(tmp_path / "agent")), "--environment.tasks.data",
-        str(tmp_path / "games"), "--output", str(output), "--weights.transport", "broadcast",
+        str(tmp_path / "games"), "--output", str(output), *more, more=environment,
     )  # fmt: skip
     rows = went_on(done, output)
     assert max(row["engine/logprob_gap_mean"] for row in rows) < 1e-5

@@ -243,6 +243,13 @@ def test_an_engine_that_is_not_installed_is_told_with_the_pinned_version(
         check(replace(cfg, engine=EngineConfig(url="http://127.0.0.1:1")), CPU)
 
 
+def test_an_engine_that_cannot_share_the_model_is_refused(tmp_path: Path) -> None:
+    cfg = replace(config(written(tmp_path), tmp_path), engine=EngineConfig(tensor=8))
+    said = "engine.tensor 8 does not divide the model's 4 attention heads; choose a divisor of 4"
+    assert refusal(cfg) == said
+    check(replace(cfg, engine=EngineConfig(url="http://127.0.0.1:1", tensor=8)), CPU)  # which is not ours
+
+
 def test_a_transport_that_does_not_reach_the_engines_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

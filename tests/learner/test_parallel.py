@@ -50,6 +50,22 @@ def test_a_layout_must_divide_the_model(parallel: ParallelConfig, message: str) 
 
 
 @pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (3, "engine.tensor 3 is no multiple of the model's 2 key/value heads; choose one, or a divisor of 2"),
+        (8, "engine.tensor 8 does not divide the model's 12 attention heads; choose a divisor of 12"),
+        (12, "engine.tensor 12 does not divide the model's 8960 ffn; choose a divisor of 8960"),
+    ],
+)
+def test_ranks_of_an_engine_must_divide_the_model(tensor: int, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        QWEN_1_5B.check_engine(tensor)
+    assert str(error.value) == message
+    for fitting in (1, 2, 4):  # of four, two have the same key/value head
+        QWEN_1_5B.check_engine(fitting)
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"pipeline": 0}, "parallel.pipeline must be >= 1, got 0"),

@@ -112,9 +112,10 @@ class _Place:
 
 def _places(shape: ModelShape) -> Iterator[_Place]:
     for entry in entries(shape):
-        parts, layout = tuple(entry.hf), entry.layout
-        name = parts[0].replace(*_FUSED[len(parts)]) if len(parts) > 1 else parts[0]
-        yield _Place(name, parts, layout.axis, layout.padded, shape.kv_heads if layout is QKV else None)
+        (first, *others), layout = entry.hf, entry.layout
+        name = first.replace(*_FUSED[1 + len(others)]) if others else first
+        kv_heads = shape.kv_heads if layout is QKV else None
+        yield _Place(name, (first, *others), layout.axis, layout.padded, kv_heads)
 
 
 def _vocabulary(rows: Tensor, size: int, rank: int) -> list[Tensor]:

@@ -3,8 +3,8 @@
 FAULT is a point to be killed at (see POINTS), "stop" (SIGTERM while sampling), "stop in update",
 "kill engine" (the first, while sampling), "kill rank" (one of its ranks), "kill engine in push",
 "skipped push", "corrupted weights", "driver" (from the start there seem to be one of NVIDIA and torch's CUDA
-build), "no learner" (it cannot be made, which shows when a server has started beside it) or "never". The journal forgets nothing here: a test
-can feed one run's groups to another.
+build), "no learner" (it cannot be made, which shows when a server has started beside it) or "never". The
+journal forgets nothing here: a test can feed one run's groups to another.
 """
 
 from __future__ import annotations

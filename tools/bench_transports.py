@@ -1,8 +1,8 @@
-"""Measure a push of random weights to one real SGLang server over every transport, beside its ceiling.
+"""Measure a push of random weights to a real SGLang server over every transport, beside its ceiling.
 
     python tools/bench_transports.py --save docs/benchmarks/bench_transports.json
 
-Seconds are wall-clock, so other programs on the machine count: see load_average. The best of `--repeats`
+The server has one rank, then two. Seconds are wall-clock, so other programs on the machine count: see load_average. The best of `--repeats`
 pushes is the transport's; all are recorded, with and without comparing checksums.
 """
 
@@ -29,9 +29,11 @@ def main() -> None:
     made = provenance("sglang", "torch")
     with TemporaryDirectory() as folder:
         found = bench(Path(folder), given.layers, given.bucket_mib, given.repeats)
-    for name, row in found["transports"].items():
-        speed = f"{row['gib_per_s']:.2f} GiB/s of {row['ceiling_gib_per_s']:.2f}"
-        print(f"{name:9} {row['seconds']:.3f} s, {speed}; without checksums {row['unchecked_seconds']:.3f} s")
+    for ranks, rows in ((1, found["transports"]), (2, found["two_ranks"])):
+        for name, row in rows.items():
+            speed = f"{row['gib_per_s']:.2f} GiB/s of {row['ceiling_gib_per_s']:.2f}"
+            unchecked = f"without checksums {row['unchecked_seconds']:.3f} s"
+            print(f"ranks {ranks}  {name:9} {row['seconds']:.3f} s, {speed}; {unchecked}")
     sizes = {"bucket_mib": given.bucket_mib, "repeats": given.repeats}
     publish({"benchmark": "transports", **made, **sizes, **found}, given)
 

@@ -16,32 +16,42 @@ from gigpo_mega.shape import ModelShape
 from gigpo_mega.weights.push import Pushed, WeightPush
 from gigpo_mega.weights.transport.base import NamedTensor
 
-TRANSPORTS: tuple[Literal["tensor", "broadcast", "disk"], ...] = ("tensor", "broadcast", "disk")
+Transport = Literal["tensor", "broadcast", "disk"]
+TRANSPORTS: tuple[Transport, ...] = ("tensor", "broadcast", "disk")
 
 
 def bench(folder: Path, layers: int, bucket_mib: int, repeats: int) -> dict[str, Any]:
-    """Seconds and GiB/s of pushes to one server, by transport; the server's weights are proven after each."""
+    """Seconds and GiB/s of pushes to a server of one rank, and of two, by transport.
+
+    The server's weights are proven after each push.
+    """
     model = _write_policy(folder / "model", layers)
     weights, shape = list(load_file(model / "model.safetensors").items()), ModelShape.from_hf(model)
-    rows: dict[str, Any] = {}
-    with SGLangServer(model, EngineConfig(max_total_tokens=512), folder / "sglang.log") as server:
-        for transport in TRANSPORTS:
-            checked, unchecked = (
-                _pushes(
-                    WeightPush(
-                        WeightsConfig(transport=transport, bucket_mib=bucket_mib, checksums=checksums),
-                        shape,
-                        [server.url],
-                        folder / "weights",
-                    ),
-                    weights,
-                    repeats,
-                )
-                for checksums in (True, False)
+
+    def measured(ranks: int) -> dict[str, Any]:
+        engine = EngineConfig(max_total_tokens=512, tensor=ranks)
+        with SGLangServer(model, engine, folder / f"sglang_{ranks}.log") as server:
+            return {transport: row(server.url, transport) for transport in TRANSPORTS}
+
+    def row(url: str, transport: Transport) -> dict[str, Any]:
+        checked, unchecked = (
+            _pushes(
+                WeightPush(
+                    WeightsConfig(transport=transport, bucket_mib=bucket_mib, checksums=checksums),
+                    shape,
+                    [url],
+                    folder / "weights",
+                ),
+                weights,
+                repeats,
             )
-            rows[transport] = _row(checked, unchecked)
+            for checksums in (True, False)
+        )
+        return _row(checked, unchecked)
+
     size = sum(tensor.nbytes for _, tensor in weights)
-    return {"policy_mib": round(size / 2**20, 1), "dtype": "float32", "transports": rows}
+    described = {"policy_mib": round(size / 2**20, 1), "dtype": "float32"}
+    return {**described, "transports": measured(1), "two_ranks": measured(2)}
 
 
 def _pushes(push: WeightPush, weights: Sequence[NamedTensor], repeats: int) -> list[Pushed]:

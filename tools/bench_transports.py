@@ -2,8 +2,9 @@
 
     python tools/bench_transports.py --save docs/benchmarks/bench_transports.json
 
-The server has one rank, then two. Seconds are wall-clock, so other programs on the machine count: see load_average. The best of `--repeats`
-pushes is the transport's; all are recorded, with and without comparing checksums.
+The server has one rank, then two. Seconds are wall-clock, so other programs on the machine count: see
+load_average. The best of `--repeats` pushes is the transport's; all are recorded, with and without comparing
+checksums.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -161,9 +162,19 @@ class _Plan:
         """As few groups as the ranks allow, none of more than `capacity` columns."""
         together = self.split.ranks * self.split.count
         costs = self.cost.of(self.columns, self.responses)
-        bins = -(-int(self.columns.sum()) // (capacity * together)) * together
-        while (groups := _balance(costs, self.columns, bins, capacity)) is None:
-            bins += together
+        # No two of the rows that take more than half of a group share one.
+        least = max(-(-int(self.columns.sum()) // capacity), int((2 * self.columns > capacity).sum()))
+        bins, tries = -(-least // together), 0
+        too_few, step = bins - 1, max(1, bins // 100)  # of many groups, one in a hundred may be too many
+        while (groups := _balance(costs, self.columns, bins * together, capacity)) is None:
+            too_few, bins, tries = bins, bins + (step << tries), tries + 1
+        while bins - too_few > step:
+            between = (too_few + bins) // 2
+            fewer = _balance(costs, self.columns, between * together, capacity)
+            if fewer is None:
+                too_few = between
+            else:
+                bins, groups = between, fewer
         return [np.array(group, dtype=np.int64) for group in groups]
 
     def padded(self, capacity: int) -> list[Int64]:
@@ -207,21 +218,59 @@ def _balance(costs: Float64, sizes: Int64, bins: int, capacity: int) -> list[lis
     costliest bin is at most 4/3 of the best possible, and close to it with many items.
     """
     found: list[list[int]] = [[] for _ in range(bins)]
-    room = [capacity] * bins
-    heap = [(0.0, i) for i in range(bins)]
+    open_bins = _OpenBins(bins, capacity)
     for item in np.argsort(-costs, kind="stable").tolist():
-        passed: list[tuple[float, int]] = []
-        while heap and sizes[item] > room[heap[0][1]] and found[heap[0][1]]:
-            passed.append(heapq.heappop(heap))
-        if not heap:
+        size = int(sizes[item])
+        taken = open_bins.take(size)
+        if taken is None:
             return None
-        load, chosen = heap[0]
+        load, chosen, room = taken
         found[chosen].append(item)
-        room[chosen] -= int(sizes[item])
-        heapq.heapreplace(heap, (load + float(costs[item]), chosen))
-        for entry in passed:
-            heapq.heappush(heap, entry)
+        open_bins.put(load + float(costs[item]), chosen, max(0, room - size))
     return found
+
+
+class _OpenBins:
+    """Bins by load and room, the cheapest of those with enough room found in logarithmic time.
+
+    A tree over all rooms from 0 to `capacity`: each node has the cheapest bin of the rooms below it.
+    """
+
+    _NONE = (math.inf, -1, -1)
+
+    def __init__(self, bins: int, capacity: int) -> None:
+        self._capacity, self._leaves = capacity, 1 << capacity.bit_length()
+        self._tree = [self._NONE] * (2 * self._leaves)
+        self._heaps: dict[int, list[tuple[float, int, int]]] = {}  # by room: load, number, room
+        self._heaps[capacity] = [(0.0, i, capacity) for i in range(bins)]
+        self._renew(capacity)
+
+    def take(self, size: int) -> tuple[float, int, int] | None:
+        """Load, number and room of the cheapest bin with room for `size`, or that is empty; it is taken out."""
+        node = self._leaves + min(size, self._capacity)
+        best = self._tree[node]
+        while node > 1:
+            if node % 2 == 0:
+                best = min(best, self._tree[node + 1])
+            node //= 2
+        if best is self._NONE:
+            return None
+        heapq.heappop(self._heaps[best[2]])
+        self._renew(best[2])
+        return best
+
+    def put(self, load: float, number: int, room: int) -> None:
+        """A bin that was taken out."""
+        heapq.heappush(self._heaps.setdefault(room, []), (load, number, room))
+        self._renew(room)
+
+    def _renew(self, room: int) -> None:
+        node, heap = self._leaves + room, self._heaps[room]
+        best = heap[0] if heap else self._NONE
+        while node and self._tree[node] != best:
+            self._tree[node] = best
+            best = min(best, self._tree[node ^ 1])
+            node //= 2
 
 
 def _round_up(size: Int64, multiple: int) -> Int64:

@@ -62,9 +62,7 @@ class PolicyModel(GPTModel):
         """
         if not self.post_process:
             return hidden_states
-        tied = self.share_embeddings_and_output_weights
-        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
-        assert weight is not None, "this rank holds no output layer"
+        weight = self._output_weight()
         tensor_group = self.pg_collection.tp
         hidden = hidden_states
         if self.config.sequence_parallel:
@@ -85,3 +83,16 @@ class PolicyModel(GPTModel):
             group=tensor_group if tensor_group.size() > 1 else None,
             backend=self.backend,
         )
+
+    def _output_weight(self) -> Tensor:
+        """This rank's rows of the output layer.
+
+        The layer itself is never called, so what would wait for its weight, on the way from other ranks
+        (`overlap_param_gather`), is called here.
+        """
+        for wait in self.output_layer._forward_pre_hooks.values():
+            wait(self.output_layer, ())
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        assert weight is not None, "this rank holds no output layer"
+        return weight

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +26,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallelConfig
 
 from gigpo_mega.config import (
     BatchConfig,
@@ -47,7 +49,7 @@ from gigpo_mega.types import Advantages, RowTable, Step
 from gigpo_mega.weights import live as weights
 from kernels.logprob import linear_logprob
 from tests.kernels import exact
-from tests.tiny import random_steps
+from tests.tiny import random_steps, write_policy
 
 ROWS = 18
 
@@ -163,6 +165,33 @@ def case_iterate(place: Place) -> dict[str, Any]:
     learned = update_policy(learner(place), *table(random_steps(ROWS)), place.cfg, 0)
     assert (learned.logprobs is None) == (not place.layout.leader)
     return {"metrics": [learned.metrics], "logprobs": np.asarray(learned.logprobs, np.float32).tolist()}
+
+
+def case_buckets(place: Place) -> dict[str, Any]:
+    """An untied policy in several buckets: which weights differ after two iterations.
+
+    From those without `overlap_param_gather`. In a large policy the output layer is a bucket of its own.
+    """
+    policy = place.output / f"untied_{place.layout.world}"
+    if place.layout.leader:
+        write_policy(policy, tie_word_embeddings=False)
+    dist.barrier()
+    small = partial(DistributedDataParallelConfig, bucket_size=5000)
+    exported: list[dict[str, torch.Tensor]] = []
+    for parallel_config in (replace(place.cfg.parallel, overlap_param_gather=False), place.cfg.parallel):
+        cfg = replace(place.cfg, parallel=parallel_config)
+        with mock.patch("gigpo_mega.learner.learner.DistributedDataParallelConfig", small):
+            made = learner(replace(place, cfg=cfg, policy=policy))
+        for iteration in range(2):
+            iterate(made, cfg, iteration)
+        whole = weights.export(made.policy, made.shape, made.layout)
+        exported.append({name: tensor.clone() for name, tensor in whole})
+    without, overlapped = exported
+    different = [name for name, tensor in without.items() if not torch.equal(tensor, overlapped[name])]
+    everyone: list[Any] = [None] * place.layout.world
+    dist.all_gather_object(everyone, different)
+    chunk: Any = made._chunks[0]
+    return {"different": everyone, "buckets": len(chunk.bucket_groups)}
 
 
 def case_handed(place: Place) -> dict[str, Any]:

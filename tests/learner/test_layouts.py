@@ -31,7 +31,9 @@ ADAPTED_TWO = [f"train:{ADAPTED}:{layout}" for layout in (
     "tensor=2:sequence_parallel=true:recompute=full", "tensor=2:distributed_optimizer=false",
     "pipeline=2:virtual_pipeline=2", "context=2", "overlap_grad_reduce=true:overlap_param_gather=true",
 )]  # fmt: skip
-OVERLAPPED = "train:overlap_grad_reduce=true:overlap_param_gather=true"
+OVERLAP = "overlap_grad_reduce=true:overlap_param_gather=true"
+OVERLAPPED = f"train:{OVERLAP}"
+IN_BUCKETS = [f"buckets:{OVERLAP}", f"buckets:{OVERLAP}:rows_per_update=null"]
 
 
 def both(layouts: list[str]) -> list[str]:
@@ -72,6 +74,7 @@ def two(folders: Folders, one: Results) -> Results:
         BY_ROW,
         f"{BY_ROW}:context=2",
         OVERLAPPED,
+        *IN_BUCKETS,
         "resume:pipeline=2",
         "resume:tensor=2",
         "full:tensor=2",
@@ -119,6 +122,12 @@ def test_recomputed_activations_give_the_same_bits(recompute: str, one: Results)
 @pytest.mark.parametrize("case", [*both(TWO), OVERLAPPED])
 def test_two_processes_equal_one(case: str, one: Results, two: Results) -> None:
     same(one["train:packed=false"], two[case])
+
+
+@pytest.mark.parametrize("case", IN_BUCKETS)
+def test_gathers_of_parameters_that_overlap_change_no_bit(case: str, two: Results) -> None:
+    assert two[case]["different"] == [[], []]
+    assert two[case]["buckets"] == 5
 
 
 def test_adapters_learn_the_same_in_every_layout(one: Results, two: Results, four: Results) -> None:

@@ -60,11 +60,12 @@ def session(
     workers: int = 2,
     kind: str = "KIND",
     options: dict[str, Any] | None = None,
+    module: str = "fake_environment",
     **rollout: Any,
 ) -> Iterator[RolloutSession]:
-    """One with `workers`, of environments `fake_environment:KIND`; `rollout` are fields of RolloutConfig."""
+    """One with `workers`, of environments `module:kind`; `rollout` are fields of RolloutConfig."""
     model = write_tokenizer(folder / "model", WORDS)
-    name = f"fake_environment:{kind}"
+    name = f"{module}:{kind}"
     cfg = Config(
         environment=EnvironmentConfig(name=name, options=options or {}, max_steps=9, workers=2),
         model=ModelConfig(path=model),

@@ -283,7 +283,7 @@ def test_a_hung_worker_does_not_outlive_a_killed_run(tmp_path: Path) -> None:
         (worker,) = psutil.Process(owner.pid).children()
         hung = worker.children()
         owner.kill()
-    _, alive = psutil.wait_procs([worker], timeout=10)
-    for child in hung:
-        child.kill()
+    _, alive = psutil.wait_procs([worker, *hung], timeout=10)
+    for process in alive:
+        process.kill()
     assert alive == []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -145,6 +146,27 @@ def won(name: str, goal: int = 2) -> bool:
         return asyncio.run(run())
     finally:
         pool.close()
+
+
+@pytest.mark.parametrize("last", ["up", "crash"])
+def test_nothing_that_an_environment_has_started_stays(last: str) -> None:
+    def children() -> list[psutil.Process]:
+        return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "77.125"]]
+
+    async def run() -> None:
+        async with pool:
+            for slot in range(3):
+                await pool.reset(slot, task(3))
+            assert len(children()) == 3
+            with nullcontext() if last == "up" else pytest.raises(UserError, match="died with status 3"):
+                await pool.step(0, last)
+
+    pool = ProcessPool("noisy_environment:KIND", {"seconds": "77.125"}, workers=1)
+    try:
+        asyncio.run(run())
+    finally:
+        pool.close()
+    assert psutil.wait_procs(children(), timeout=5)[1] == []
 
 
 def test_what_is_registered_here_is_known_to_workers(monkeypatch: pytest.MonkeyPatch) -> None:

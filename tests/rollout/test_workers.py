@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import threading
@@ -19,14 +20,14 @@ import psutil
 import pytest
 from playing import SIZE, content, servers, tasks
 
-from envs.base import EnvError, Task
+from envs.base import EnvError, EnvUnavailable, Task
 from gigpo_mega.config import Config, EnvironmentConfig, RolloutConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.collector import CollectStats
-from gigpo_mega.rollout.engines.base import EngineLost
+from gigpo_mega.rollout.engines.base import EngineError, EngineLost
 from gigpo_mega.rollout.engines.fleet import Served
-from gigpo_mega.rollout.group_player import Counts
-from gigpo_mega.rollout.pools.base import PoolError
+from gigpo_mega.rollout.group_player import Counts, Failure
+from gigpo_mega.rollout.pools.base import EnvironmentLost, PoolError
 from gigpo_mega.rollout.quota import Quota
 from gigpo_mega.rollout.workers import client, wire
 from gigpo_mega.rollout.workers.launch import share_of
@@ -169,12 +170,13 @@ def test_errors_of_environments_arrive_with_their_place(urls: list[str], session
         assert len(made.collect(Quota.of(tasks(1, 2)), SIZE, 1.0)) == 2
 
 
+@pytest.mark.parametrize("fault", ["unavailable", "kill"])
 def test_episodes_are_played_again_and_groups_dropped_as_in_one_process(
-    urls: list[str], session: Callable[..., Any], tmp_path: Path
+    fault: str, urls: list[str], session: Callable[..., Any], tmp_path: Path
 ) -> None:
     options = {"folder": str(tmp_path)}
     given = [Task("fine", "count", "3"), Task("once", "count", "3 reset unavailable 1"),
-             Task("never", "count", "3 reset unavailable 99"), Task("spare", "count", "2")]  # fmt: skip
+             Task("never", "count", f"3 reset {fault} 99"), Task("spare", "count", "2")]  # fmt: skip
     with session(urls, kind="FLAKY", options=options, retries=1) as made:
         groups = made.collect(Quota(3, enumerate(given)), SIZE, 1.0)
         stats = made.stats
@@ -182,6 +184,36 @@ def test_episodes_are_played_again_and_groups_dropped_as_in_one_process(
     assert stats.episodes == stats.total == 3 * SIZE
     assert [reason.partition(":")[0] for reason in stats.dropped] == ["task never"]
     assert stats.retries >= 1
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [EnvironmentLost("died", at_fault=False), client.WorkerLost(), EngineError("no"), EnvUnavailable("no")],
+    ids=lambda failure: type(failure).__name__,
+)
+def test_every_reason_of_a_failure_can_be_told_to_the_leader(failure: Failure) -> None:
+    told = pickle.loads(pickle.dumps(failure))
+    assert (type(told), str(told), told.__dict__) == (type(failure), str(failure), failure.__dict__)
+
+
+def test_a_message_that_cannot_be_read_ends_the_collection(
+    urls: list[str], session: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def take(*_: Any) -> None:
+        raise TypeError("no such message")
+
+    monkeypatch.setattr(client._Connection, "_take", take)
+    with session(urls) as made, pytest.raises(TypeError, match="no such message"):
+        made.collect(Quota.of(tasks(3)), SIZE, 1.0)
+
+
+def test_environments_may_write_to_their_standard_output(
+    urls: list[str], session: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Beside the port of the worker, and more than a pipe holds."""
+    with session(urls, module="noisy_environment") as made:
+        assert len(made.collect(Quota.of(tasks(5, 5)), SIZE, 1.0)) == 2
+    assert capfd.readouterr().out.startswith("welcome to the noisy environment\n")
 
 
 def test_groups_beyond_what_is_needed_are_given_up(urls: list[str], session: Callable[..., Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from envs.base import EnvError, EnvUnavailable, Observation, Task, Transition
 from gigpo_mega.errors import UserError
@@ -24,6 +24,9 @@ class EnvironmentLost(UserError):
     def __init__(self, message: str, at_fault: bool) -> None:
         super().__init__(message)
         self.at_fault = at_fault
+
+    def __reduce__(self) -> tuple[type[EnvironmentLost], tuple[Any, ...]]:
+        return type(self), (str(self), self.at_fault)  # a rollout worker tells its leader
 
 
 @contextmanager

@@ -35,14 +35,19 @@ class Host:
         self._mark, self._kind, self._options = mark, kind, options
         self._slots: dict[int, Environment] = {}
 
+    def close(self) -> None:
+        """Close all environments that can be closed, whatever they raise."""
+        for environment in self._slots.values():
+            _close(environment)
+        self._slots.clear()
+
     def answer(self, slot: int, method: str, argument: Any) -> Reply:
         """What the environment of `slot` returns or raises."""
         self._mark.set(slot)
         try:
             if method == "renew":
-                old, method = self._slots.pop(slot, None), "reset"
-                with contextlib.suppress(Exception):  # it failed before, and is not used again
-                    getattr(old, "close", lambda: None)()
+                method = "reset"
+                _close(self._slots.pop(slot, None))
             if slot not in self._slots:
                 self._slots[slot] = self._kind.environment(**self._options)
             found = getattr(self._slots[slot], method)(argument)
@@ -57,3 +62,9 @@ class Host:
             return slot, True, _CHECKS[method](found)
         except EnvError as error:
             return slot, False, error
+
+
+def _close(environment: Environment | None) -> None:
+    """Close one that is not used again, if it can be: it may have failed before."""
+    with contextlib.suppress(Exception):
+        getattr(environment, "close", lambda: None)()

@@ -28,6 +28,7 @@ class ProcessWorker(Worker):
     process: subprocess.Popen[bytes]
     connection: socket.socket
     mark: Mark
+    over: bool = False  # and what its environments have started, too
     writer: asyncio.StreamWriter | None = None
     reading: asyncio.Task[None] | None = None
 
@@ -35,8 +36,17 @@ class ProcessWorker(Worker):
         """How it ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=1)
+        self.end_group()
         died = f"died with status {self.process.returncode}; its own message stands above"
         return f"environment worker {self.process.pid} {self.killed or died}"
+
+    def end_group(self) -> None:
+        """Kill it, and what its environments have started; once, as its number may be another's later."""
+        if not self.over:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.over = True
 
 
 class ProcessPool(BatchedPool[ProcessWorker]):
@@ -105,9 +115,7 @@ class ProcessPool(BatchedPool[ProcessWorker]):
         return worker.mark.read()
 
     def _kill(self, worker: ProcessWorker) -> None:
-        """End it, and what its environments have started."""
-        if worker.process.poll() is None:
-            os.killpg(worker.process.pid, signal.SIGKILL)
+        worker.end_group()
 
     def _stop(self, worker: ProcessWorker) -> None:
         _leave(worker, patience=0)
@@ -122,13 +130,10 @@ class ProcessPool(BatchedPool[ProcessWorker]):
 
 
 def _leave(worker: ProcessWorker, patience: float) -> None:
-    """Let a worker leave, and kill it after `patience` seconds."""
+    """Let a worker leave, and kill it after `patience` seconds; nothing that it started stays."""
     with contextlib.suppress(OSError):
         worker.connection.shutdown(socket.SHUT_RDWR)  # the worker reads the end and leaves
     worker.connection.close()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         worker.process.wait(timeout=patience)
-    except subprocess.TimeoutExpired:
-        if worker.process.poll() is None:
-            os.killpg(worker.process.pid, signal.SIGKILL)
-        worker.process.wait()
+    worker.end_group()

@@ -1,13 +1,15 @@
 """A process that holds some of the environments: `python -m gigpo_mega.rollout.pools.worker FD MARK NAME
 JSON`.
 
-Requests and replies are lists, pickled behind a 4-byte length, over the socket inherited as FD. The process
-ends when the socket closes, if need be a few seconds later in the middle of a call, so it can't outlive the
-run. MARK is shared memory in which it says which environment is at work.
+Requests and replies are lists, pickled behind a 4-byte length, over the socket inherited as FD. When the
+socket closes, the process closes its environments and ends with its process group, if need be a few seconds
+later in the middle of a call: neither it nor what they have started outlives the run. MARK is shared memory
+in which it says which environment is at work.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import mmap
 import os
@@ -26,7 +28,7 @@ from gigpo_mega.rollout.pools.host import Host, Reply, Request
 
 LENGTH = struct.Struct("!I")
 FLUSH_SECONDS = 0.002  # an answer is held back for those of its batch after it unless this has passed
-LEAVING_SECONDS = 2.0  # when the socket has closed: for the call at work, and for what is done at exit
+LEAVING_SECONDS = 2.0  # when the socket has closed: for the call at work, closing, and what is done at exit
 
 
 class Mark:
@@ -103,11 +105,18 @@ class Worker:
 
 
 def leave_with(connection: socket.socket) -> None:
-    """End this process soon after the other side of `connection` has gone, whatever it is doing."""
+    """End soon after the other side of `connection` has gone, whatever is being done."""
     closed = select.poll()
     closed.register(connection, select.POLLRDHUP)
     closed.poll()
     time.sleep(LEAVING_SECONDS)
+    end_group()
+
+
+def end_group() -> None:
+    """Kill this process, and whatever it has started in its process group if that is its own."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)
 
 
@@ -115,9 +124,14 @@ def main(arguments: list[str]) -> None:
     """Serve the environments that the command line names."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     descriptor, mark, name, options = arguments
+    left = threading.Event()
+    atexit.register(lambda: end_group() if left.is_set() else None)  # the first, and so the last to be called
     with socket.socket(fileno=int(descriptor)) as connection:
         threading.Thread(target=leave_with, args=[connection], daemon=True).start()
-        Worker(connection, Host(Mark(int(mark)), lookup(name), json.loads(options))).serve()
+        host = Host(Mark(int(mark)), lookup(name), json.loads(options))
+        Worker(connection, host).serve()
+        left.set()
+        host.close()
 
 
 if __name__ == "__main__":

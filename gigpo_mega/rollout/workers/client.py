@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from gigpo_mega.rollout.engines.fleet import Served
 from gigpo_mega.rollout.group_player import Attempt, Counts, Terms
@@ -44,7 +44,7 @@ class WorkerLost(EnvironmentLost):
     def __init__(self) -> None:
         super().__init__("a rollout worker has ended; its own message stands above", at_fault=True)
 
-    def __reduce__(self) -> tuple[type[WorkerLost], tuple[()]]:
+    def __reduce__(self) -> tuple[type[WorkerLost], tuple[Any, ...]]:
         return WorkerLost, ()
 
 
@@ -71,7 +71,7 @@ class _Connection:
     async def listen(self, reader: asyncio.StreamReader) -> None:
         """Take what the worker says until it has ended, or the collection has."""
         error: Exception = WorkerLost()
-        with suppress(asyncio.IncompleteReadError, OSError):
+        try:
             while True:
                 message = await asyncio.wait_for(wire.receive(reader), SILENCE_SECONDS)
                 if isinstance(message, wire.End):
@@ -80,6 +80,10 @@ class _Connection:
                     error = message.error
                     break
                 self._take(message)
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        except Exception as bug:  # a message that cannot be read: whoever waits for it must know
+            error = bug
         self.open = False
         for played in self.waiting.values():
             if not played.done():  # else its caller was cancelled

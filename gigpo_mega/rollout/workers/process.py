@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -21,16 +22,17 @@ class ProcessWorker:
         self.secret = setup.secret
         self._setup = setup
         self._port: int | None = None
+        self._told = -1  # where it writes its port
         self._process = self._start()
 
     def address(self) -> tuple[str, int]:
         """Where it listens, when it does; raises UserError if it ends before."""
         if self._port is None:
-            assert self._process.stdout is not None
-            line = self._process.stdout.readline()
-            if not line:
+            with open(self._told, "rb") as told:
+                said = told.read()
+            if not said:
                 raise UserError("a rollout worker cannot be started; its own message stands above")
-            self._port = int(line)
+            self._port = int(said)
         return self._setup.host, self._port
 
     def restart(self) -> None:
@@ -47,12 +49,16 @@ class ProcessWorker:
             self._process.communicate()
 
     def _start(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "gigpo_mega.rollout.workers.server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=child_environment(PYTHONPATH=import_path()),
-        )
+        self._told, theirs = os.pipe()  # its standard output is its environments' to write to
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "gigpo_mega.rollout.workers.server", str(theirs)],
+                stdin=subprocess.PIPE,
+                pass_fds=[theirs],
+                env=child_environment(PYTHONPATH=import_path()),
+            )
+        finally:
+            os.close(theirs)
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # `address` will say that it has ended
             process.stdin.write(pickle.dumps(self._setup))

@@ -1,7 +1,7 @@
-"""A rollout worker: `python -m gigpo_mega.rollout.workers.server`, its `Setup` pickled on standard input.
+"""A rollout worker: `python -m gigpo_mega.rollout.workers.server FD`, its `Setup` pickled on standard input.
 
-It says on which port it listens, and ends when its standard input closes. A connection is a collection: what
-is under way when it closes is given up.
+It writes the port that it listens on to the pipe FD, and ends when its standard input closes. A connection is
+a collection: what is under way when it closes is given up.
 """
 
 from __future__ import annotations
@@ -125,21 +125,26 @@ async def serve(player: LocalGroupPlayer, setup: wire.Setup, on_port: Callable[[
         await listening.serve_forever()
 
 
-def main() -> None:
+def main(descriptor: str) -> None:
     """Serve until standard input closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the leader decides when to stop
     setup: wire.Setup = pickle.load(sys.stdin.buffer)  # from our own parent process
     with player_of(setup) as player:
-        asyncio.run(_until_left(player, setup))
+        asyncio.run(_until_left(player, setup, int(descriptor)))
 
 
-async def _until_left(player: LocalGroupPlayer, setup: wire.Setup) -> None:
-    serving = asyncio.create_task(serve(player, setup, partial(print, flush=True)))
+async def _until_left(player: LocalGroupPlayer, setup: wire.Setup, descriptor: int) -> None:
+    serving = asyncio.create_task(serve(player, setup, partial(_tell, descriptor)))
     leaving = asyncio.create_task(asyncio.to_thread(sys.stdin.buffer.read))
     await asyncio.wait([serving, leaving], return_when=asyncio.FIRST_COMPLETED)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
 
 
+def _tell(descriptor: int, port: int) -> None:
+    with open(descriptor, "w") as pipe:
+        pipe.write(str(port))
+
+
 if __name__ == "__main__":
-    run_main(main)
+    run_main(lambda: main(*sys.argv[1:]))

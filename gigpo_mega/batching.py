@@ -236,7 +236,7 @@ class _OpenBins:
     A tree over all rooms from 0 to `capacity`: each node has the cheapest bin of the rooms below it.
     """
 
-    _NONE = (math.inf, -1, -1)
+    _NONE: tuple[float, int, int] = (math.inf, -1, -1)
 
     def __init__(self, bins: int, capacity: int) -> None:
         self._capacity, self._leaves = capacity, 1 << capacity.bit_length()
@@ -246,7 +246,7 @@ class _OpenBins:
         self._renew(capacity)
 
     def take(self, size: int) -> tuple[float, int, int] | None:
-        """Load, number and room of the cheapest bin with room for `size`, or that is empty; it is taken out."""
+        """Take out the cheapest bin with room for `size`, or that is empty: its load, number and room."""
         node = self._leaves + min(size, self._capacity)
         best = self._tree[node]
         while node > 1:

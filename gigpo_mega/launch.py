@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import sys
 import sysconfig
 from pathlib import Path
 
 _ROOT = str(Path(__file__).resolve().parents[1])
+_OPEN_FILES = 1 << 16
 _ROLES = ("RANK", "WORLD_SIZE", "NAME")
 _TORCHRUN = frozenset({
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR",
@@ -78,3 +80,11 @@ def child_environment(**changes: str) -> dict[str, str]:
     installed = {os.path.realpath(path) for path in sysconfig.get_paths().values()}
     paths = [*({_ROOT} - installed), os.environ.get("PYTHONPATH", "")]
     return inherited | {"PYTHONPATH": os.pathsep.join(filter(None, paths))} | changes
+
+
+def raise_open_files() -> None:
+    """Let this process open as many files as the system allows: each request to an engine is a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

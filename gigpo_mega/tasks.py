@@ -42,12 +42,11 @@ class TaskStream:
 
     def draw(self, iteration: int, count: int) -> tuple[Task, ...]:
         """The `count` tasks of `iteration`."""
-        drawn: list[Task] = []
-        for position in range(iteration * count, (iteration + 1) * count):
-            epoch, place = divmod(position, len(self._tasks))
-            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._tasks))
-            drawn.append(self._tasks[order[place]])
-        return tuple(drawn)
+        size = len(self._tasks)
+        positions = range(iteration * count, (iteration + 1) * count)
+        epochs = {position // size for position in positions}
+        orders = {e: np.random.default_rng([self._seed, e]).permutation(size) for e in epochs}
+        return tuple(self._tasks[orders[position // size][position % size]] for position in positions)
 
 
 def panel(tasks: Sequence[Task], count: int) -> tuple[Task, ...]:

@@ -21,6 +21,7 @@ from gigpo_mega.rollout.engines.fleet import Served
 from gigpo_mega.rollout.group_player import Counts, GroupPlayer, Terms
 from gigpo_mega.rollout.quota import Quota
 
+_LOOK_SECONDS = 0.1  # between two looks whether the thread still lives
 _GROUPS = 1 << 32  # of an iteration at most: among all that are played, each group has a number of its own
 
 
@@ -101,11 +102,15 @@ class Ahead:
 
     def lose(self, number: int, reason: str) -> None:
         """As `GroupPlayer.lose`, from any thread."""
-        self._call(self._player.lose, number, reason)
+        self._done_by_now(self._player.lose, number, reason)
 
     def readmit(self, urls: Sequence[str]) -> None:
         """As `GroupPlayer.readmit`, from any thread."""
-        self._call(self._player.readmit, urls)
+        self._done_by_now(self._player.readmit, urls)
+
+    def hold(self, held: bool) -> None:
+        """As `GroupPlayer.hold`, from any thread."""
+        self._done_by_now(self._player.hold, held)
 
     def close(self) -> None:
         """Give up what is played; harmless when repeated."""
@@ -116,6 +121,21 @@ class Ahead:
         """`act(*args)` in the event loop; after its end nothing."""
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(act, *args)
+
+    def _done_by_now(self, act: Callable[..., Any], *args: Any) -> None:
+        """`act(*args)` in the event loop, or here after its end; returns when it has been done."""
+        done = threading.Event()
+
+        def do() -> None:
+            act(*args)
+            done.set()
+
+        self._call(do)
+        while self._thread.is_alive():
+            if done.wait(_LOOK_SECONDS):
+                return
+        if not done.is_set():
+            act(*args)
 
     def _cancel(self) -> None:
         self._closed = True

@@ -144,6 +144,7 @@ class _Intake:
         """
         self._running.remove(attempt)
         group = Group(attempt.task, tuple(t for t in played if t is not None))
+        self._meter.end(attempt, len(group.trajectories))
         async with self._keeping:
             if not self._needed:
                 self._meter.cut(attempt)
@@ -173,6 +174,7 @@ class _Meter:
         self._start = time.monotonic()
         self._total, self._counts = total, counts
         self._begun: set[int] = set()  # groups of this collection, by number
+        self._finished: dict[int, int] = {}  # episodes of those that are played no longer
         self._dropped: dict[int, str] = {}  # why, by the number of the group
         self._refused: set[int] = set()
         self._cut: set[int] = set()
@@ -180,6 +182,10 @@ class _Meter:
     def begin(self, attempt: Attempt) -> None:
         """Count a group."""
         self._begun.add(attempt.number)
+
+    def end(self, attempt: Attempt, episodes: int) -> None:
+        """Count the episodes of a group that is played no longer."""
+        self._finished[attempt.number] = episodes
 
     def drop(self, attempt: Attempt, limit: int) -> None:
         """Count a group that was dropped; raises UserError for more than `limit`."""
@@ -202,9 +208,10 @@ class _Meter:
     def stats(self) -> CollectStats:
         """How the collection stands."""
         counts = self._counts()
+        finished = counts.finished | self._finished
         valid = self._begun - self._dropped.keys() - self._refused - self._cut
         return CollectStats(
-            episodes=sum(counts.finished[number] for number in valid),
+            episodes=sum(finished.get(number, 0) for number in valid),
             total=self._total,
             steps=counts.steps,
             seconds=time.monotonic() - self._start,

@@ -59,7 +59,8 @@ class Counts:
     response_tokens: int = 0
     truncated: int = 0  # prompts cut to rollout.max_prompt_tokens
     retries: int = 0  # episodes that were started again
-    finished: Counter[int] = field(default_factory=Counter[int])  # episodes, by the number of their group
+    finished: Counter[int] = field(default_factory=Counter[int])
+    """Episodes of the groups under way, by their number."""
 
     def add(self, prompt_tokens: int, completion: Completion) -> None:
         """Count a step."""
@@ -161,6 +162,10 @@ class GroupPlayer(Protocol):
         """Let all engines serve again, at `urls`: they are alive and have the learner's weights."""
         ...
 
+    def hold(self, held: bool) -> None:
+        """While `held` the engines are paused, and are not blamed for their silence."""
+        ...
+
 
 class LocalGroupPlayer:
     """Plays them in this process, by `player`, with the engines of `fleet`, of which `clients` can move.
@@ -226,10 +231,15 @@ class LocalGroupPlayer:
         for number in range(len(self._fleet.members)):
             self._fleet.readmit(number)
 
+    def hold(self, held: bool) -> None:
+        """While `held` the engines are paused."""
+        self._fleet.hold(held)
+
     async def play(self, attempt: Attempt) -> Sequence[Trajectory | None]:
         """The episodes of `attempt`, all at once as far as slots are free."""
         async with asyncio.TaskGroup() as running:
             played = [running.create_task(self._episode(attempt)) for _ in range(self._terms.size)]
+        del self._counts.finished[attempt.number]
         return [episode.result() for episode in played]
 
     async def _episode(self, attempt: Attempt) -> Trajectory | None:

@@ -12,6 +12,7 @@ from envs.base import EnvUnavailable, Task
 from envs.dialogue import GENERIC, choose
 from envs.registry import lookup
 from gigpo_mega.config import Config
+from gigpo_mega.launch import raise_open_files
 from gigpo_mega.rollout.engines.fleet import Fleet
 from gigpo_mega.rollout.engines.sglang import SGLangEngine
 from gigpo_mega.rollout.episode import Player
@@ -36,6 +37,7 @@ def local_player(
 
     `model` is the policy's Hugging Face directory; timelines call this process `place`.
     """
+    raise_open_files()
     timeline = Timeline(cfg.telemetry.timeline, place)
     engines = [SGLangEngine(url, timeout=cfg.engine.request_timeout) for url in urls]
     fleet = Fleet(engines, cfg.engine.stall_timeout, near=near, timeline=timeline)

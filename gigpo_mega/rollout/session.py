@@ -12,7 +12,7 @@ from typing import Self
 from gigpo_mega.config import Config
 from gigpo_mega.rollout.ahead import Ahead
 from gigpo_mega.rollout.collector import Collector, CollectStats
-from gigpo_mega.rollout.engines.base import Sampling
+from gigpo_mega.rollout.engines.base import EngineLost, Sampling
 from gigpo_mega.rollout.engines.fleet import Served
 from gigpo_mega.rollout.engines.memory import CacheMemory
 from gigpo_mega.rollout.group_player import GroupPlayer, Terms
@@ -76,13 +76,22 @@ class RolloutSession:
 
     def lose(self, url: str, reason: str) -> None:
         """Let the server at `url` serve no longer."""
-        (self._ahead or self._player).lose(self._urls.index(url), reason)
+        self._playing.lose(self._urls.index(url), reason)
 
     def readmit(self, urls: Sequence[str]) -> None:
         """Let all servers serve again, at `urls`: they are alive and have the learner's weights."""
         self._lend(self.lost)  # launched again, they hold all their memory
         self._urls = tuple(urls)
-        (self._ahead or self._player).readmit(urls)
+        self._playing.readmit(urls)
+
+    def hold(self, held: bool) -> None:
+        """While `held` the servers are paused, and are not blamed for their silence."""
+        self._playing.hold(held)
+
+    @property
+    def _playing(self) -> Ahead | GroupPlayer:
+        """Whom engines are lost to: what plays ahead, unless a failure has ended it."""
+        return self._player if self._ahead is None or self._ahead.over else self._ahead
 
     def _lend(self, urls: Iterable[str]) -> None:
         for url in urls if self._lend_memory else ():
@@ -102,15 +111,11 @@ class RolloutSession:
         Raises as `Collector.collect` does.
         """
         sampling = self._sampling(temperature, top_p)
-        for url, memory in self._memory.items():
-            if url not in self.lost:
-                memory.resume()
+        self._each_memory(CacheMemory.resume)
         with stage(name, quota.needed * group_size, "episodes") as bar:
             groups = self._collector.collect(quota, group_size, sampling, _Advance(bar))
         self._done = self._collector.stats, self._player.engines
-        for url, memory in self._memory.items():
-            if url not in self.lost:
-                memory.release()
+        self._each_memory(CacheMemory.release)
         return groups
 
     def collect_ahead(self, iterations: range, quota: Callable[[int], Quota]) -> bool:
@@ -134,6 +139,15 @@ class RolloutSession:
                 self._ahead = None
         self._done = done or self._done
         return done is not None
+
+    def _each_memory(self, act: Callable[[CacheMemory], None]) -> None:
+        """`act` on the memory of all servers that serve; one that fails serves no longer."""
+        for url, memory in self._memory.items():
+            if url not in self.lost:
+                try:
+                    act(memory)
+                except EngineLost as error:
+                    self.lose(url, str(error))
 
     def _sampling(self, temperature: float, top_p: float) -> Sampling:
         return Sampling(temperature, top_p, self._cfg.rollout.max_response_tokens)

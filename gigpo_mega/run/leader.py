@@ -65,6 +65,10 @@ class Leader(Recorder):
         self._urls = urls
         self._session.readmit(urls)
 
+    def hold_engines(self, held: bool) -> None:
+        """While `held` the engines are paused for a push, and are not blamed for their silence."""
+        self._session.hold(held)
+
     def _verify(self, version: int) -> None:
         """Raise PushError for an engine that has other weights than those of `version`."""
         for url in self._urls:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar, cast
 import torch
 
 from gigpo_mega.config import Config
+from gigpo_mega.errors import UserError
 from gigpo_mega.hf_config import holds_weights
 from gigpo_mega.launch import leads_node
 from gigpo_mega.learner import layout as layouts
@@ -151,6 +152,10 @@ class Run:
         """
         if not self._plays:
             return
+        with self._held_engines():
+            self._push_weights()
+
+    def _push_weights(self) -> None:
         refused: PushError | None = None
         for _ in range(self._cfg.engine.restarts + 1):
             lost = self._on_leader(Leader.lost_engines)
@@ -167,6 +172,16 @@ class Run:
                 return
         assert refused is not None
         raise refused
+
+    @contextmanager
+    def _held_engines(self) -> Iterator[None]:
+        """A block in which engines that play ahead may be paused for as long as a push takes."""
+        busy = self._cfg.rollout.max_staleness > 0
+        if busy:
+            self._on_leader(Leader.hold_engines, True)
+        yield
+        if busy:
+            self._on_leader(Leader.hold_engines, False)
 
     def collect(self, iteration: int) -> tuple[Group, ...]:
         """`rollout.group_size` episodes of each of the iteration's tasks on the leader, none on other ranks.
@@ -231,14 +246,16 @@ class Run:
     def _revive(self, lost: Mapping[str, str]) -> None:
         """Launch engines again, on whatever node; returns when they are healthy.
 
-        One that fails while it starts is started once more; UserError past `engine.restarts`.
+        One that fails while it starts is started once more; UserError past `engine.restarts`. Those of
+        `engine.url` are waited for once.
         """
         layout, engines = self.learner.layout, self._engines
         reasons: dict[str, str] = dict(lost)
         while reasons:
             if layout.leader:
                 for url, reason in reasons.items():
-                    sys.stderr.write(f"engine {url} is started again: {reason}\n")
+                    does = "is waited for" if self._cfg.engine.urls else "is started again"
+                    sys.stderr.write(f"engine {url} {does}: {reason}\n")
             moved = dict[str, str]()
             for of_node in on_nodes(layout, _relaunch, engines, list(reasons)):
                 moved |= of_node
@@ -248,6 +265,8 @@ class Run:
                 on_leader(layout, self._signals.interrupting, _wait, engines, urls)
                 reasons = {}
             except EngineLost as error:
+                if self._cfg.engine.urls:
+                    raise UserError(f"{error}; start it, then --resume") from None
                 reasons = dict.fromkeys(urls, str(error))
 
     def _close_engines(self) -> None:

@@ -89,13 +89,15 @@ def tasks(*names: str) -> list[Task]:
     return [Task(name, "chat", name) for name in names]
 
 
-def post(connection: Connection, body: Any, path: str = "/chat/completions") -> tuple[int, dict[str, Any]]:
+def post(
+    connection: Connection, body: Any, path: str = "/chat/completions", timeout: float = 20
+) -> tuple[int, dict[str, Any]]:
     """Status and body of the reply to `body`: bytes, or something that becomes JSON."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {connection.api_key}", "Content-Type": "application/json"}
     request = urllib.request.Request(connection.base_url + path, data, headers)
     try:
-        with urllib.request.urlopen(request, timeout=20) as reply:
+        with urllib.request.urlopen(request, timeout=timeout) as reply:
             return reply.status, json.loads(reply.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())

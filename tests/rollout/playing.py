@@ -14,7 +14,14 @@ from fake_engine import UP, WORDS
 from word_tokenizer import write_tokenizer
 
 from envs.base import Task
-from gigpo_mega.config import Config, EnvironmentConfig, ModelConfig, PromptConfig, RolloutConfig
+from gigpo_mega.config import (
+    Config,
+    EnvironmentConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    PromptConfig,
+    RolloutConfig,
+)
 from gigpo_mega.rollout.session import RolloutSession
 from gigpo_mega.types import Group
 
@@ -69,6 +76,7 @@ def session(
     cfg = Config(
         environment=EnvironmentConfig(name=name, options=options or {}, max_steps=9, workers=2),
         model=ModelConfig(path=model),
+        objective=ObjectiveConfig(old_logprob="engine"),
         prompt=PromptConfig(dialogue="compact"),
         rollout=RolloutConfig(workers=workers, max_prompt_tokens=64, concurrency=16, **rollout),
     )

@@ -88,6 +88,9 @@ class FakeGroupPlayer:
     def readmit(self, urls: Sequence[str]) -> None:
         self.spoken_to.append(threading.current_thread().name)
 
+    def hold(self, held: bool) -> None:
+        self.spoken_to.append(threading.current_thread().name)
+
 
 class FakeRun:
     """The groups that were kept, and a learner that takes them one iteration after another."""
@@ -242,10 +245,44 @@ def test_engines_are_lost_and_let_serve_where_requests_are_made() -> None:
     run = FakeRun(FakeGroupPlayer(), max_staleness=0)
     ahead = run.ahead(0, 1)
     ahead.lose(0, "it died")
+    assert run.player.spoken_to == ["rollout"]  # it has been done when `lose` returns
     ahead.readmit([])
+    ahead.hold(True)
     run.push(ahead, 0)
     ahead.wait(0)
-    assert run.player.spoken_to == ["rollout", "rollout"]
+    assert run.player.spoken_to == ["rollout"] * 3
+    ahead.lose(0, "it died")  # though nothing is played any more
+    assert run.player.spoken_to[3:] == ["MainThread"]
+
+
+def test_engines_that_serve_again_after_all_were_lost_are_not_lost_again(
+    urls: list[str], tmp_path: Path
+) -> None:
+    """They were lost while the learner learned: what played ahead has ended, and nobody has waited for it."""
+    kept: list[dict[int, Group]] = [{}, {}, {}]
+
+    def quota(iteration: int) -> Quota:
+        each = tasks(1, 1) if iteration == 0 else tasks(9, 9)
+        return Quota(2, missing(each, [*kept[iteration]]), keep=kept[iteration].__setitem__)
+
+    slow = {"delay": 0.05}
+    with session(tmp_path, urls, 1, "KIND", slow, max_staleness=1, group_size=SIZE, groups=2) as made:
+        made.collect_ahead(range(3), quota)
+        for url in urls:
+            made.lose(url, "it died")
+        assert made.lost == dict.fromkeys(urls, "it died")
+        deadline = time.monotonic() + 20
+        while made._ahead is None or not made._ahead.over:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        made.readmit(urls)
+        assert made.lost == {}
+        with pytest.raises(EngineLost, match="no engine is left"):
+            made.collect_ahead(range(1, 3), quota)  # of what has ended
+        assert made.lost == {}
+        for iteration in (1, 2):
+            made.collect_ahead(range(iteration, 3), quota)
+    assert [len(groups) for groups in kept] == [2, 2, 2]
 
 
 @pytest.fixture

@@ -190,6 +190,25 @@ def test_a_silent_engine_that_fails_its_health_check_is_lost() -> None:
     run(2, act, patience=0.1)
 
 
+def test_an_engine_that_is_paused_is_not_blamed_for_its_silence() -> None:
+    async def act(fleet: Fleet, engines: list[FakeEngine]) -> None:
+        engines[0].open.clear()
+        engines[0].well, engines[0].tells = False, False
+        waiting = asyncio.create_task(ask(fleet, 0))
+        await asyncio.sleep(0)
+        fleet.hold(True)
+        await asyncio.sleep(0.5)
+        fleet.hold(False)
+        await asyncio.sleep(0.05)  # its time begins anew
+        assert fleet.members[0].lost is None
+        engines[0].open.set()
+        assert await waiting == 0
+        engines[0].open.clear()
+        assert await asyncio.wait_for(ask(fleet, 0), 5) == 1
+
+    run(2, act, patience=0.2)
+
+
 def test_a_silent_engine_that_is_well_is_waited_for() -> None:
     async def act(fleet: Fleet, engines: list[FakeEngine]) -> None:
         engines[0].open.clear()

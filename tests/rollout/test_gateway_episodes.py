@@ -218,6 +218,31 @@ def test_calls_have_a_limit(made: Tokenizer) -> None:
     assert (len(episode.steps), episode.score, episode.success, episode.ended_by) == (3, 0.0, False, "limit")
 
 
+def test_calls_that_the_agent_gave_up_are_not_among_them(made: Tokenizer) -> None:
+    """OpenAI's client asks again by itself when an answer takes long."""
+
+    class FakeSlow(FakeSpeaker):
+        async def generate(
+            self, prompt_ids: Sequence[int], sampling: Sampling, session: int = 0
+        ) -> Completion:
+            if len(self.samplings) < 2:
+                self.samplings.append(sampling)
+                await asyncio.sleep(60)
+            return await super().generate(prompt_ids, sampling, session)
+
+    def patient(connection: Connection) -> float:
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                post(connection, {"model": "policy", "messages": [user("q")]}, timeout=0.5)
+            time.sleep(0.5)  # until the gateway has noticed
+        for _ in range(3):
+            ask(connection, [user("q")])
+        return 1.0
+
+    episode = one(made, patient, FakeSlow(made), max_steps=3)
+    assert (len(episode.steps), episode.score) == (3, 1.0)
+
+
 def test_calls_at_once_are_in_the_order_of_their_arrival(made: Tokenizer) -> None:
     """The first request gets its answer last, and no reward."""
 

@@ -39,6 +39,7 @@ class FakeSGLang(BaseHTTPRequestHandler):
 
     calls: ClassVar[list[str]] = []
     refuses: ClassVar[str] = ""
+    status: ClassVar[int] = 400
     resident: ClassVar[bool] = True
 
     def do_POST(self) -> None:
@@ -51,7 +52,7 @@ class FakeSGLang(BaseHTTPRequestHandler):
             kind.resident = not kind.resident
         if self.path == "/generate":
             allowed &= kind.resident
-        self.send_response(200 if allowed else 400)
+        self.send_response(200 if allowed else kind.status)
         self.end_headers()
         if allowed and self.path == "/generate":
             for index, sampling in enumerate(payload["sampling_params"]):
@@ -73,7 +74,7 @@ def _answer(index: int, token: int) -> bytes:
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    FakeSGLang.calls, FakeSGLang.refuses, FakeSGLang.resident = [], "", True
+    FakeSGLang.calls, FakeSGLang.refuses, FakeSGLang.resident, FakeSGLang.status = [], "", True, 400
     with ThreadingHTTPServer(("127.0.0.1", 0), FakeSGLang) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -166,6 +167,15 @@ def test_memory_that_cannot_be_taken_again_is_one_error(url: str) -> None:
         memory.resume()
 
 
+def test_a_server_that_fails_as_it_takes_its_memory_again_is_lost(url: str) -> None:
+    """It dies where memory has run out; the run starts it again."""
+    with opened(url, True) as (made, task):
+        FakeSGLang.refuses, FakeSGLang.status = "/resume_memory_occupation", 500
+        with pytest.raises(EngineLost, match=r"no engine is left: .*/resume_memory_occupation: 500: out"):
+            made.collect(Quota.of([task]), 1, 1.0)
+        assert list(made.lost) == [url]
+
+
 def test_neither_is_asked_for_twice(url: str) -> None:
     """SGLang dies of a second release or resume."""
     memory = CacheMemory(url)
@@ -177,8 +187,8 @@ def test_neither_is_asked_for_twice(url: str) -> None:
     assert FakeSGLang.calls == [*RELEASED, "/resume_memory_occupation"]
 
 
-def test_a_dead_server_is_an_engine_error() -> None:
-    with pytest.raises(EngineError, match="refused"):
+def test_a_dead_server_is_lost() -> None:
+    with pytest.raises(EngineLost, match="refused"):
         CacheMemory("http://127.0.0.1:9").release()
 
 

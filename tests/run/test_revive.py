@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gigpo_mega.config import Config, EngineConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.engines.base import EngineLost
 from gigpo_mega.run import ranks
@@ -33,11 +34,11 @@ class FakeEngines:
             raise EngineLost("the SGLang server ended with status 137")
 
 
-def run(engines: FakeEngines, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(engines: FakeEngines, monkeypatch: pytest.MonkeyPatch, **engine: Any) -> Run:
     monkeypatch.setattr(ranks, "_waiting", lambda layout: nullcontext())
     made: Any = Run.__new__(Run)
     made.learner = SimpleNamespace(layout=SimpleNamespace(leader=True, world=1))
-    made._engines = engines
+    made._engines, made._cfg = engines, Config(engine=EngineConfig(**engine))
     made._signals = SimpleNamespace(interrupting=lambda act, *words: act(*words))
     made._urls = ["http://a", "http://b"]
     return made
@@ -62,3 +63,14 @@ def test_it_is_not_started_again_for_ever(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UserError, match=r"engine\.restarts are used up"):
         run(engines, monkeypatch)._revive({"http://a": "it died"})
     assert len(engines.relaunched) == 3
+
+
+def test_servers_of_the_user_are_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engines = FakeEngines(failures=99, restarts=99)
+    monkeypatch.setattr(engines, "relaunch", lambda urls: {})
+    with pytest.raises(UserError, match=r"ended with status 137; start it, then --resume"):
+        run(engines, monkeypatch, url="http://a")._revive({"http://a": "it died"})
+    assert engines.failures == 98
+    assert capsys.readouterr().err == "engine http://a is waited for: it died\n"

@@ -85,6 +85,7 @@ class Fleet:
         self._near = [self.members[number] for number in near]
         self._imbalance, self._patience = imbalance, patience
         self._places: dict[int, Member] = {}  # by session
+        self._held = False
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -110,6 +111,14 @@ class Fleet:
     def readmit(self, number: int) -> None:
         """Let engine `number` serve again: it is alive and has the learner's weights."""
         self.members[number].lost = None
+
+    def hold(self, held: bool) -> None:
+        """While `held` the engines are paused, and are not blamed for their silence."""
+        self._held = held
+        for member in () if held else self.members:
+            member.answered = max([member.answered, *map(_now, member.running)])
+            member.running = {request: _now(request) for request in member.running}
+            member.doubts.clear()
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, session: int = 0) -> Completion:
         """Sample one response.
@@ -153,12 +162,14 @@ class Fleet:
         """Lose engines that owe answers and have none to give, and make requests again that they forgot."""
         while True:
             await asyncio.sleep(self._patience / 4)
+            if self._held:
+                continue
             late = asyncio.get_running_loop().time() - self._patience
             serving = [member for member in self.members if member.lost is None]
             silent = [member for member in serving if member.running and member.answered < late]
             alive = await asyncio.gather(*(member.engine.healthy() for member in silent))
             for member, well in zip(silent, alive, strict=True):
-                if not well and member.answered < late:
+                if not well and member.answered < late and not self._held:
                     _lose(member, f"no answer for {self._patience:g} s, and its health check failed")
             owing = [member for member in serving if min(member.running.values(), default=late) < late]
             await asyncio.gather(*(self._question(member) for member in owing))
@@ -166,6 +177,8 @@ class Fleet:
     async def _question(self, member: Member) -> None:
         """Doubt the overdue requests of `member` if it holds fewer than it owes; end those doubted enough."""
         held, now = await member.engine.held(), asyncio.get_running_loop().time()
+        if self._held:
+            return
         # A request that was just made may not have reached the engine's scheduler.
         owed = sum(began < now - self._patience / 4 for began in member.running.values())
         if held is None or held >= owed:
@@ -204,6 +217,11 @@ async def _ask(member: Member, prompt_ids: Sequence[int], sampling: Sampling, se
     member.answered = loop.time()
     member.cached_tokens += completion.cached_tokens
     return completion
+
+
+def _now(request: _Request) -> float:
+    """The time, by the clock of the event loop of `request`."""
+    return request.get_loop().time()
 
 
 def _lose(member: Member, reason: str) -> None:

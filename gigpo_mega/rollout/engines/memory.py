@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from typing import Any
 
-from gigpo_mega.rollout.engines.base import EngineError
+from gigpo_mega.rollout.engines.base import EngineError, EngineLost
 from gigpo_mega.rollout.engines.http import open_direct
 
 IDLE_SECONDS = 60  # that a server may take until it has no request left
@@ -17,7 +18,7 @@ class CacheMemory:
     """Gives the memory of the KV cache of the server at `url` back to the GPU, and takes it again.
 
     The server was launched with --enable-memory-saver. Its weights and CUDA graphs stay, and addresses stay
-    valid; the prefix cache is dropped. Raises EngineError if the server does not do it.
+    valid; the prefix cache is dropped. Raises EngineError if the server refuses, EngineLost if it fails.
     """
 
     def __init__(self, url: str, timeout: float = 600.0) -> None:
@@ -46,11 +47,12 @@ class CacheMemory:
                 pass
         except urllib.error.HTTPError as error:
             reason = f"{error.code}: {error.read()[:300].decode('utf-8', 'replace').strip()}"
-        except (urllib.error.URLError, OSError) as error:
-            reason = str(error)
+            kind = EngineError if error.code < 500 else EngineLost
+        except (urllib.error.URLError, HTTPException, OSError) as error:
+            reason, kind = str(error), EngineLost
         else:
             return
-        raise EngineError(
+        raise kind(
             f"{self._url}{path}: {reason}; the server's log says more, and engine.release_memory false keeps "
             "its KV cache where it is"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Any, Self
 import aiohttp
 import numpy as np
 
+from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.engines.base import Completion, EngineError, EngineLost, Sampling
 from gigpo_mega.types import Int32
 
@@ -39,7 +41,6 @@ class SGLangEngine:
             timeout=aiohttp.ClientTimeout(total=self._timeout),
             # A kept connection may be closed by the server in the moment it is used again.
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
-            read_bufsize=1 << 20,
         )
         return self
 
@@ -109,6 +110,11 @@ class SGLangEngine:
         except Exception as error:  # whatever it is: nobody may wait for ever
             foreseen = isinstance(error, aiohttp.ClientError | TimeoutError | ValueError)
             reason = EngineLost(f"{self.url}: {error!r}") if foreseen else error
+            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+                reason = UserError(
+                    "too many files are open for a connection to the engine: raise the limit (ulimit -n) or "
+                    "lower rollout.concurrency"
+                )
             for _, _, future in batch:
                 if not future.done():
                     future.set_exception(reason)
@@ -146,7 +152,7 @@ class SGLangEngine:
                 text = (await response.text())[:200]
                 kind = EngineError if response.status < 500 else EngineLost
                 raise kind(f"{response.url} answered {response.status}: {text}")
-            async for line in response.content:
+            async for line in _lines(response.content):
                 if not line.startswith(b"data: "):
                     other = other or line.strip()
                 elif line.strip() != b"data: [DONE]":
@@ -209,6 +215,18 @@ def _versions(meta: dict[str, Any], count: int) -> Int32:
         raise ValueError(f"the weight versions of {count} tokens are those of {spans}")
     tags = [0 if span["version"] == "default" else int(span["version"]) for span in spans]
     return np.repeat(np.array(tags, dtype=np.int32), np.diff(ends))
+
+
+async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """The lines of a stream, however long: an answer is one, of some 46 bytes for each token."""
+    parts: list[bytes] = []
+    async for part in content.iter_any():
+        first, *others = part.split(b"\n")
+        parts.append(first)
+        for other in others:
+            yield b"".join(parts)
+            parts = [other]
+    yield b"".join(parts)
 
 
 def _shown(text: bytes) -> str:

@@ -106,7 +106,7 @@ class AgentPlayer:
 
 def _outcome(session: Session, played: Played) -> Outcome:
     """The outcome of an agent; an exception after it was refused further calls is a failure of the policy."""
-    if session.exceeded and isinstance(played, PoolError):
+    if session.exceeded and session.calls and isinstance(played, PoolError):
         return Outcome(0.0, success=False)
     if isinstance(played, Exception):
         raise played

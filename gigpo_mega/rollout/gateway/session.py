@@ -36,7 +36,7 @@ class Policy:
 
 @dataclass(slots=True)
 class Session:
-    """The calls of one episode of `task`; at most `limit` are answered.
+    """The calls of one episode of `task`; at most `limit` are answered, whatever else was asked in vain.
 
     It is `over` when the agent has returned, when the engine has failed (`failure` says how), or when
     `on_step` says that nobody waits for the episode any longer.
@@ -51,10 +51,11 @@ class Session:
     key: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     over: asyncio.Event = field(default_factory=asyncio.Event)
     failure: Exception | None = None
-    exceeded: bool = False  # more than `limit` calls were made
+    exceeded: bool = False  # a call beyond `limit` was made
     _steps: dict[int, Step] = field(default_factory=dict[int, Step])  # in the order in which they ended
     _running: set[asyncio.Task[Completion]] = field(default_factory=set[asyncio.Task[Completion]])
     _arrived: int = 0
+    _asking: int = 0  # calls that are under way
     _closed: bool = False
     _idle_since: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     _conversations: Conversations = field(init=False)
@@ -89,6 +90,8 @@ class Session:
         except Exception as error:  # a bug: raised where the episode is played
             self.fail(error)
             raise Refusal("the answer cannot be recorded", 503) from error
+        finally:
+            self._asking -= 1
         choice = {"index": 0, "message": answer.message, "logprobs": None, "finish_reason": answer.finish}
         usage = {
             "prompt_tokens": len(prompt),
@@ -130,13 +133,14 @@ class Session:
     def _arrive(self) -> int:
         if self._closed or self.over.is_set():
             raise Refusal(_ENDED, 401, "invalid_api_key")
-        if self._arrived == self.limit:
+        if len(self._steps) + self._asking == self.limit:
             self.exceeded = True
             raise Refusal(
                 f"this is call {self.limit + 1} of the episode, and environment.max_steps is {self.limit}",
                 code="max_steps",
             )
         self._arrived += 1
+        self._asking += 1
         return self._arrived
 
     async def _sampled(self, prompt: list[int], request: ChatRequest) -> Completion:

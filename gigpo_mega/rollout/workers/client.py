@@ -55,7 +55,7 @@ class _Connection:
     writer: asyncio.StreamWriter
     on_progress: Callable[[wire.Progress], None]
     progress: wire.Progress | None = None  # the latest
-    spans: Sequence[Span] = ()
+    spans: list[Span] = field(default_factory=list[Span])  # that nobody has asked for yet
     waiting: dict[int, asyncio.Future[wire.Played]] = field(default_factory=dict)  # by number of the group
     open: bool = True
 
@@ -94,7 +94,7 @@ class _Connection:
             self.progress = message
             self.on_progress(message)
         elif isinstance(message, wire.Spans):
-            self.spans = message.spans
+            self.spans += message.spans
         elif not (played := self.waiting.pop(message.number)).done():
             played.set_result(message)
 
@@ -118,6 +118,7 @@ class RemoteGroupPlayer:
         self._workers, self._share, self._retries = workers, share, retries
         self._urls = urls
         self._lost: list[str | None] = [None] * len(urls)
+        self._held = False
         self._said = 0  # number of the latest `Serving`
         self._spans: list[Span] = []  # of collections before
         self._connections: list[_Connection] = []  # also to processes that have ended
@@ -140,7 +141,7 @@ class RemoteGroupPlayer:
                 wire.send(place.connection.writer, wire.End())
             await asyncio.gather(*self._listening)
         finally:
-            self._spans += [span for connection in self._connections for span in connection.spans]
+            self._spans = [*self.spans()]
             for task in self._listening:
                 task.cancel()
             for connection in self._connections:
@@ -185,8 +186,11 @@ class RemoteGroupPlayer:
         return found
 
     def spans(self) -> Sequence[Span]:
-        """What ran since the last call, but in workers that have ended."""
+        """What ran since the last call, but in groups under way."""
         spans, self._spans = self._spans, []
+        for connection in self._connections:
+            told, connection.spans = connection.spans, []
+            spans += told
         return spans
 
     def lose(self, number: int, reason: str) -> None:
@@ -201,6 +205,11 @@ class RemoteGroupPlayer:
         self._lost = [None] * len(urls)
         self._say()
 
+    def hold(self, held: bool) -> None:
+        """While `held` the engines are paused."""
+        self._held = held
+        self._say()
+
     def _say(self) -> None:
         """Tell the workers of the collection that is open, if one is, which engines serve."""
         self._said += 1
@@ -209,7 +218,7 @@ class RemoteGroupPlayer:
                 wire.send(connection.writer, self._serving())
 
     def _serving(self) -> wire.Serving:
-        return wire.Serving(self._said, tuple(self._urls), tuple(self._lost))
+        return wire.Serving(self._said, tuple(self._urls), tuple(self._lost), self._held)
 
     def _heard(self) -> list[wire.Progress]:
         """The latest report of each worker that has made one, also of those that have ended."""

@@ -59,8 +59,8 @@ class WorkerServer:
                     await self._listen(reader, writer, running)
                 finally:
                     reporting.cancel()
-            for message in (self._progress(), wire.Spans(self._player.spans()), wire.End()):
-                wire.send(writer, message)
+            self._tell(writer)
+            wire.send(writer, wire.End())
         except (Exception, BaseExceptionGroup) as failure:
             wire.send(writer, wire.Failed(_told(first(failure))))
         await writer.drain()
@@ -81,6 +81,7 @@ class WorkerServer:
 
     def _let_serve(self, serving: wire.Serving) -> None:
         self._heard = serving.number
+        self._player.hold(serving.held)
         self._player.readmit(serving.urls)
         for number, reason in enumerate(serving.lost):
             if reason is not None:
@@ -88,7 +89,7 @@ class WorkerServer:
 
     async def _play(self, attempt: Attempt, writer: asyncio.StreamWriter) -> None:
         episodes = await self._player.play(attempt)
-        wire.send(writer, self._progress())
+        self._tell(writer)
         wire.send(writer, wire.Played(attempt.number, episodes, attempt.failure))
         await writer.drain()
 
@@ -96,6 +97,12 @@ class WorkerServer:
         while True:
             await asyncio.sleep(REPORT_SECONDS)
             wire.send(writer, self._progress())
+
+    def _tell(self, writer: asyncio.StreamWriter) -> None:
+        """How it stands, and what ran since this was told last."""
+        wire.send(writer, self._progress())
+        if spans := self._player.spans():
+            wire.send(writer, wire.Spans(spans))
 
     def _progress(self) -> wire.Progress:
         engines = [e.since(Served()) for e in self._player.engines]

@@ -34,12 +34,13 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """To a worker, whenever it changes: where each engine listens, and why it is lost, if it is; `number`
-    grows."""
+    """To a worker, whenever it changes: where each engine listens, and why it is lost, if it is; whether all
+    are paused. `number` grows."""
 
     number: int
     urls: tuple[str, ...]
     lost: tuple[str | None, ...]
+    held: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """From a worker, before it ends a collection: what it did when."""
+    """From a worker, after each group and before it ends a collection: what it did when."""
 
     spans: Sequence[Span]
 

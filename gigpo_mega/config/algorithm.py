@@ -217,8 +217,8 @@ class BatchConfig:
     shuffle: bool = False
     """Shuffle the rows before they are cut into updates."""
     skip_zero: bool = False
-    """Do not compute rows whose advantage is 0 if neither KL nor entropy needs them; updates and their
-    denominators stay the same, so only time changes."""
+    """Do not compute rows whose advantage is 0 if neither KL nor entropy needs them. Updates and their
+    denominators stay the same; metrics that are token means, and the gap, are over computed tokens alone."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -66,7 +66,7 @@ class UpdateStats:
     grad_norm: float  # before clipping
     lr: float
     losses: dict[str, float]  # the loss and its parts, divided by `count`
-    means: dict[str, float]  # of other metrics, over `tokens`
+    means: dict[str, float]  # of other metrics, over all `tokens`
     peaks: dict[str, float]  # the largest of any token
     kept: list[Float32] = field(compare=False)  # by micro-batch of this rank, on last pipeline stages alone
 

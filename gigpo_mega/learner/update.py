@@ -22,7 +22,8 @@ from gigpo_mega.learner.targets import Targets, plan_updates
 from gigpo_mega.telemetry.progress import stage
 from gigpo_mega.types import Advantages, Float32, Int32, Int64, RowTable
 
-_METRICS = {  # sums over tokens, and the token means that they become
+_MASKED = "loss/rollout_masked"
+_METRICS = {  # sums over tokens, and their means: over those that no mask leaves out, but for `_MASKED`
     "reference_kl_sum": "loss/kl",
     "entropy_sum": "loss/entropy",
     "approx_kl_sum": "loss/approx_kl",
@@ -30,7 +31,7 @@ _METRICS = {  # sums over tokens, and the token means that they become
     "dual_clipped_tokens": "loss/dual_clip_fraction",
     "rollout_is_sum": "loss/rollout_is",
     "rollout_is_truncated": "loss/rollout_is_truncated",
-    "rollout_masked": "loss/rollout_masked",
+    "rollout_masked": _MASKED,
 }
 _GAP, _SHARE = "gap/{}", "share/{}"  # of the tokens of an age in iterations, as parts of all
 # If weights.max_logprob_gap is null. In float32 the recorded runs have up to 4e-7 (docs/benchmarks). In
@@ -183,7 +184,10 @@ def _gaps(means: Mapping[str, float]) -> dict[str, float]:
 
 
 def _summary(stats: Sequence[UpdateStats]) -> dict[str, float]:
-    """Means weighted by what they are means of, and peaks, over updates; the gap is of the first alone."""
+    """Means weighted by what they are means of, and peaks, over updates; the gap is of the first alone.
+
+    What the loss measures is over the tokens that no mask leaves out.
+    """
     if not stats:
         return {}
     first, summary = stats[0], dict[str, float]()
@@ -194,6 +198,11 @@ def _summary(stats: Sequence[UpdateStats]) -> dict[str, float]:
         seen = [(s.losses[name], s.count) if by_count else (s.means[name], s.tokens)
                 for s in stats if by_count or name in s.means]  # fmt: skip
         summary[name] = sum(mean * weight for mean, weight in seen) / sum(weight for _, weight in seen)
+    left = 1.0 - summary.get(_MASKED, 0.0)
+    for name in [name for name in _METRICS.values() if name in summary and name != _MASKED]:
+        mean = summary.pop(name)
+        if left:  # else no token has a part in it
+            summary[name] = mean / left
     return _gaps(summary) | {
         "optimizer/grad_norm": float(np.mean([s.grad_norm for s in stats])),
         "optimizer/lr": stats[-1].lr,

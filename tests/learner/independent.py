@@ -41,10 +41,10 @@ class Update:
     surrogate: float  # the loss without KL and entropy
     grad_norm: float  # before clipping
     lr: float
-    kl: float  # mean over tokens
-    entropy: float  # mean over tokens
-    gap: float  # mean over tokens of |log-probability - as sampled|
-    rollout_is: float  # mean over tokens of the truncated importance weight
+    kl: float  # mean over tokens that are not masked
+    entropy: float  # likewise
+    rollout_is: float  # likewise, of the truncated importance weight
+    gap: float  # mean over all tokens of |log-probability - as sampled|
     tokens: int
     masked: int  # of responses that are not learned from
     clipped_low: int
@@ -162,7 +162,8 @@ class IndependentLearner:
         loss.backward()
         lr = self._learning_rate(iteration)
         grad_norm = self._step(lr)
-        means = kl / tokens, entropy / tokens, gap / tokens, importance / tokens
+        learned = max(tokens - masked, 1)
+        means = kl / learned, entropy / learned, importance / learned, gap / tokens
         return Update(loss.item(), surrogate.item(), grad_norm, lr, *means, tokens, masked, low, high, dual)
 
     def _is_masked(self, row: Row) -> bool:

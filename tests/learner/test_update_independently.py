@@ -29,7 +29,7 @@ from gigpo_mega.config import (
 from gigpo_mega.learner import layout as parallel
 from gigpo_mega.learner.layout import Layout
 from gigpo_mega.learner.learner import Learner, UpdateStats
-from gigpo_mega.learner.update import update_policy
+from gigpo_mega.learner.update import _summary, update_policy
 from gigpo_mega.shape import ModelShape
 from gigpo_mega.types import Group, RowTable, Step, Trajectory
 from gigpo_mega.weights import live
@@ -177,19 +177,19 @@ def assert_agrees(found: UpdateStats, expected: Update, every_row: bool) -> None
     assert found.grad_norm == pytest.approx(expected.grad_norm, rel=5e-6)
     assert found.lr == pytest.approx(expected.lr, rel=1e-12)
     if every_row:
-        clipped = expected.clipped_low + expected.clipped_high
+        means = _summary([found])
         assert found.tokens == expected.tokens
-        assert found.means["loss/clip_fraction"] == pytest.approx(clipped / expected.tokens, rel=1e-6)
-        dual = expected.dual_clipped / expected.tokens
-        assert found.means["loss/dual_clip_fraction"] == pytest.approx(dual, rel=1e-6)
-        if "loss/rollout_is" in found.means:
-            assert found.means["loss/rollout_is"] == pytest.approx(expected.rollout_is, rel=2e-6)
-        assert found.means.get("loss/rollout_masked", 0.0) == expected.masked / expected.tokens
-        assert found.means["loss/entropy"] == pytest.approx(expected.entropy, rel=2e-6)
-        if "loss/kl" in found.means:
-            assert found.means["loss/kl"] == pytest.approx(expected.kl, rel=2e-5)  # k3 of a small difference
-        if "engine/logprob_gap_mean" in found.means:
-            assert found.means["engine/logprob_gap_mean"] == pytest.approx(expected.gap, rel=1e-5)
+        assert means.get("loss/rollout_masked", 0.0) == expected.masked / expected.tokens
+        clipped, learned = expected.clipped_low + expected.clipped_high, expected.tokens - expected.masked
+        assert means["loss/clip_fraction"] == pytest.approx(clipped / learned, rel=1e-6)
+        assert means["loss/dual_clip_fraction"] == pytest.approx(expected.dual_clipped / learned, rel=1e-6)
+        assert means["loss/entropy"] == pytest.approx(expected.entropy, rel=2e-6)
+        if "loss/rollout_is" in means:
+            assert means["loss/rollout_is"] == pytest.approx(expected.rollout_is, rel=2e-6)
+        if "loss/kl" in means:
+            assert means["loss/kl"] == pytest.approx(expected.kl, rel=2e-5)  # k3 of a small difference
+        if "engine/logprob_gap_mean" in means:
+            assert means["engine/logprob_gap_mean"] == pytest.approx(expected.gap, rel=1e-5)
 
 
 def assert_weights_agree(learner: Learner, other: IndependentLearner) -> None:

@@ -104,7 +104,8 @@ class Run:
         try:
             if kind is KeyboardInterrupt:
                 self._checkpoints.finish(self.learner)
-                if (self._checkpoints.newest() or 0) != self.learner.iteration:
+                # The leader's answer: a rank may see a shared folder as it was a moment ago.
+                if (self.once(self._checkpoints.newest) or 0) != self.learner.iteration:
                     self._save()
                     self._checkpoints.finish(self.learner)
             elif isinstance(error, UnusableGroups):

@@ -69,14 +69,17 @@ class Writing:
             finish()
 
     def _staged(self, copy: bool) -> list[_Bucket]:
-        """The tensors in host memory, where an update cannot change them any more."""
+        """The tensors in host memory, and with `copy` where an update cannot change them any more."""
         if self._request.preload_fn is None:
             return []
         buckets: list[_Bucket] = self._request.preload_fn()
         if not copy:
             return buckets
+        # What was in host memory before is still the learner's; of what was on a GPU this is a copy.
+        before: list[_Bucket] = self._request.async_fn_args[1]
+        held = {id(tensor) for _, _, (_, tensors) in before for _, tensor in tensors}
         return [
-            (path, name, (blobs, [(item, tensor.clone()) for item, tensor in tensors]))
+            (path, name, (blobs, [(item, t.clone() if id(t) in held else t) for item, t in tensors]))
             for path, name, (blobs, tensors) in buckets
         ]
 

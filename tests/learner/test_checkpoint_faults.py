@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from gigpo_mega.config import CheckpointConfig
 from gigpo_mega.errors import UserError
@@ -231,6 +232,35 @@ def test_one_written_in_the_background_appears_when_it_is_complete(
     checkpoints.finish(made)
     checkpoints.load(made, checkpoints.resumable(learner.layout))
     assert all(torch.equal(before[name], tensor) for name, tensor in made.policy.named_parameters())
+
+
+def test_what_came_from_a_gpu_is_not_copied_again(
+    learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was in host memory twice."""
+    fetched: list[torch.Tensor] = []
+    staged: list[torch.Tensor] = []
+    write = shards.Writing._write
+
+    def fetch(buckets: list[Any], non_blocking: bool) -> list[Any]:
+        """As megatron's on a GPU, whose tensors become others of the host."""
+        found: list[Any] = []
+        for path, name, (blobs, tensors) in buckets:
+            found.append((path, name, (blobs, [(item, tensor.clone()) for item, tensor in tensors])))
+            fetched.extend(tensor for _, tensor in found[-1][2][1])
+        return found
+
+    def noting(self: shards.Writing, index: int, bucket: Any) -> Any:
+        staged.extend(tensor for _, tensor in bucket[2][1])
+        return write(self, index, bucket)
+
+    monkeypatch.setattr(filesystem_async.FileSystemWriterAsync, "preload_tensors", staticmethod(fetch))
+    monkeypatch.setattr(shards.Writing, "_write", noting)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(background=True))
+    checkpoints.save(learner)
+    checkpoints.finish(learner)
+    assert len(staged) > 10
+    assert {id(tensor) for tensor in staged} == {id(tensor) for tensor in fetched}
 
 
 def test_what_a_killed_run_left_behind_goes(learner: Learner, tmp_path: Path) -> None:

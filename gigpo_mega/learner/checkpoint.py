@@ -133,6 +133,12 @@ class Checkpoints:
                     f"output: {path} was written with parallel.distributed_optimizer "
                     f"{str(written).lower()}, not {str(asked).lower()}; set it so"
                 )
+            if torch_adam.USED and state["optimizer_steps"] is None:
+                raise UserError(
+                    f"output: {path} was written with the Adam of Transformer Engine or Apex, which keeps no "
+                    "step of each parameter as torch's does; install one of them here, or choose another "
+                    "output"
+                )
             shards.read(learner, path / manifest.LEARNER, state["optimizer_steps"])
             random_state.load(path / "random.pt")
         except UserError:

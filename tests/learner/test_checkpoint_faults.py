@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import threading
@@ -261,6 +262,19 @@ def test_what_came_from_a_gpu_is_not_copied_again(
     checkpoints.finish(learner)
     assert len(staged) > 10
     assert {id(tensor) for tensor in staged} == {id(tensor) for tensor in fetched}
+
+
+def test_a_checkpoint_of_fused_adam_is_refused_without_it(learner: Learner, tmp_path: Path) -> None:
+    """It was called damaged."""
+    checkpoints = saved(learner, tmp_path, 1)
+    described = tmp_path / "iteration_000001" / "state.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"optimizer_steps": None}))
+    before = {name: tensor.clone() for name, tensor in learner.policy.named_parameters()}
+    message = "was written with the Adam of Transformer Engine or Apex, .* install one of them here"
+    with pytest.raises(UserError, match=message) as error:
+        checkpoints.load(learner, 1)
+    assert "damaged" not in one_line(error)
+    assert all(torch.equal(before[name], tensor) for name, tensor in learner.policy.named_parameters())
 
 
 def test_what_a_killed_run_left_behind_goes(learner: Learner, tmp_path: Path) -> None:

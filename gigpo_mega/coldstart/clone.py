@@ -19,6 +19,7 @@ from gigpo_mega.errors import UserError
 from gigpo_mega.learner import layout as layouts
 from gigpo_mega.learner.layout import Layout
 from gigpo_mega.learner.learner import Learner, Report
+from gigpo_mega.learner.transfer import on_device
 from gigpo_mega.preflight import check_devices, check_folder, check_tokenizer
 from gigpo_mega.rollout.tokenizer import Tokenizer
 from gigpo_mega.run.output import claim
@@ -71,7 +72,7 @@ def clone(cfg: Config, stack: Stack) -> Path:
 
 def cloning_loss(weight: Float32, logprob: Tensor, entropy: Tensor) -> tuple[Tensor, Report]:
     """The weighted negative log-likelihood of a micro-batch's tokens, all [n]; a `Loss`."""
-    weights = torch.from_numpy(weight).to(logprob.device)
+    weights = on_device(weight, logprob.device)
     action = (weights == 1).to(logprob.dtype)
     sums = {"loss/action": -(action * logprob.detach()).sum(), "loss/action_tokens": action.sum()}
     return -(weights * logprob).sum(), Report(sums)

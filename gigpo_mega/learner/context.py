@@ -17,6 +17,7 @@ import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from gigpo_mega.learner.transfer import on_device
 from gigpo_mega.types import Int64
 
 
@@ -65,12 +66,12 @@ def columns(starts: Int64, ranks: int, rank: int, device: torch.device) -> HeldC
     if ranks == 1:
         return HeldColumns(held, lengths)
     gathered = np.concatenate([indices(spans(starts, ranks, r)) for r in range(ranks)])
-    return HeldColumns(held, lengths, torch.from_numpy(np.argsort(gathered)).to(device))
+    return HeldColumns(held, lengths, on_device(np.argsort(gathered), device))
 
 
 def packed_for_transformer_engine(starts: Int64, device: torch.device) -> PackedSeqParams:
     """Transformer Engine's description of packed sequences; it splits attention over context ranks itself."""
-    bounds = torch.from_numpy(starts).to(device, torch.int32)
+    bounds = on_device(starts.astype(np.int32), device)
     longest = int(np.diff(starts).max())
     return PackedSeqParams("thd", bounds, bounds, bounds, bounds, longest, longest)
 

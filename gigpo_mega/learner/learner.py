@@ -30,6 +30,7 @@ from gigpo_mega.learner.model import Policy, build_model
 from gigpo_mega.learner.pipeline import Communicator
 from gigpo_mega.learner.schedule import learning_rate
 from gigpo_mega.learner.stack import stack
+from gigpo_mega.learner.transfer import on_device
 from gigpo_mega.shape import ModelShape
 from gigpo_mega.types import Float32, Int64
 
@@ -281,7 +282,7 @@ class Learner:
         places = None
         if ranks > 1:
             numbers = batch.mask.cumsum().reshape(batch.mask.shape) - 1
-            places = torch.from_numpy(numbers[:, held][mask]).to(device)
+            places = on_device(numbers[:, held][mask], device)
         if self.stack.layers == "local":
             columns = context.columns(batch.starts, ranks, rank, device)
         elif self._cfg.batch.packed:
@@ -291,10 +292,10 @@ class Learner:
         # Selected by number, not by the mask: a device would first have to tell the host how many there are.
         row, column = mask.nonzero()
         tokens, labels, chosen = (
-            torch.from_numpy(np.ascontiguousarray(x)).to(device)
+            on_device(x, device)
             for x in (batch.tokens[:, held], batch.labels[:, held][mask], column * len(mask) + row)
         )
-        order = torch.from_numpy(positions[held]).to(device).expand_as(tokens)
+        order = on_device(positions[held], device).expand_as(tokens)
         return _Inputs(tokens, labels, chosen, order, columns, places)
 
     def _reduced(
@@ -305,7 +306,7 @@ class Learner:
         total = total * batch.weight
         tokens = int(batch.lengths.sum())
         count = tokens if report.count is None else report.count
-        counts = torch.tensor([tokens, count], dtype=torch.int, device=total.device) * int(batch.weight)
+        counts = on_device(np.array([tokens, count], np.int32) * int(batch.weight), total.device)
         losses = {name: value.detach() * batch.weight for name, value in report.losses.items()}
         losses["loss/total"] = total.detach()
         sums = {name: value.detach() * batch.weight for name, value in report.sums.items()}

@@ -19,6 +19,7 @@ from gigpo_mega.errors import UserError
 from gigpo_mega.learner.learner import Learner, NonFiniteUpdate, Report, UpdateStats
 from gigpo_mega.learner.samples import hand_back, outline
 from gigpo_mega.learner.targets import Targets, plan_updates
+from gigpo_mega.learner.transfer import on_device
 from gigpo_mega.telemetry.progress import stage
 from gigpo_mega.types import Advantages, Float32, Int32, Int64, RowTable
 
@@ -122,7 +123,7 @@ def surrogate(
     """
 
     def column(values: Float32 | Int32 | Int64) -> Tensor:
-        return torch.from_numpy(values).to(logprob.device)
+        return on_device(values, logprob.device)
 
     present = logprob.detach()
     old = present if targets.old is None else column(targets.old)

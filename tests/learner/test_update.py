@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from gigpo_mega.learner import layout as parallel
 from gigpo_mega.learner import update
 from gigpo_mega.learner.checkpoint import Checkpoints
 from gigpo_mega.learner.learner import Learner, UpdateStats
+from gigpo_mega.learner.samples import outline
+from gigpo_mega.learner.targets import plan_updates
 from gigpo_mega.learner.update import Learned, LogprobMismatch, UnusableGroups, update_policy
 from gigpo_mega.types import Advantages, RowTable
 from gigpo_mega.weights import live
@@ -242,6 +246,26 @@ def test_means_of_the_loss_are_over_the_tokens_that_no_mask_leaves_out(
     _, metrics = updated(place, config(rollout_mask_low=1e9))
     assert metrics["loss/rollout_masked"] == 1.0
     assert "loss/entropy" not in metrics
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_a_micro_batch_is_made_of_goes_to_the_device_without_a_wait(
+    place: ranks.Place, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every column went from pageable memory, and the host waited for the device each time."""
+    cfg = config(packed=packed)
+    learner, (rows, advantages) = ranks.learner(replace(place, cfg=cfg)), table()
+    known = outline(learner.layout, rows)
+    plan = plan_updates(learner, known, rows, advantages, cfg, 0)
+    from_numpy, senders = torch.from_numpy, set[str]()
+
+    def noting(values: Any) -> torch.Tensor:
+        senders.add(sys._getframe(1).f_code.co_name)
+        return from_numpy(values)
+
+    monkeypatch.setattr(torch, "from_numpy", noting)
+    learner.accumulate(plan[0], partial(update.surrogate, cfg, compare=True))
+    assert senders == {"on_device"}
 
 
 @pytest.fixture

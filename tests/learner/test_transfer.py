@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from gigpo_mega.learner import layout as parallel
+from gigpo_mega.learner.samples import outline
+from gigpo_mega.learner.targets import plan_updates
 from gigpo_mega.learner.transfer import on_device
+from gigpo_mega.learner.update import surrogate
+from tests.learner import ranks
+from tests.tiny import random_steps, write_policy
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ranks.Place]:
+    cfg = ranks.config()
+    layout = parallel.initialize(cfg.parallel, seed=0)
+    folder = tmp_path_factory.mktemp("policy")
+    yield ranks.Place(cfg, write_policy(folder), folder, layout)
+    parallel.shutdown()
 
 
 def test_on_a_cpu_nothing_is_copied() -> None:
@@ -35,3 +56,23 @@ def test_a_gpu_takes_it_from_pinned_memory_without_a_wait(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.Tensor, "to", to)
     on_device(np.arange(5), torch.device("cuda"))
     assert said == ["pinned", ("cuda", {"non_blocking": True})]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_what_a_micro_batch_is_made_of_goes_to_the_device_without_a_wait(
+    place: ranks.Place, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every column went from pageable memory, and the host waited for the device each time."""
+    cfg = ranks.config(packed=packed)
+    learner = ranks.learner(replace(place, cfg=cfg))
+    rows, advantages = ranks.table(random_steps(ranks.ROWS))
+    plan = plan_updates(learner, outline(learner.layout, rows), rows, advantages, cfg, 0)
+    from_numpy, senders = torch.from_numpy, set[str]()
+
+    def noting(values: Any) -> torch.Tensor:
+        senders.add(sys._getframe(1).f_code.co_name)
+        return from_numpy(values)
+
+    monkeypatch.setattr(torch, "from_numpy", noting)
+    learner.accumulate(plan[0], partial(surrogate, cfg, compare=True))
+    assert senders == {"on_device"}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,6 @@ from gigpo_mega.learner import layout as parallel
 from gigpo_mega.learner import update
 from gigpo_mega.learner.checkpoint import Checkpoints
 from gigpo_mega.learner.learner import Learner, UpdateStats
-from gigpo_mega.learner.samples import outline
-from gigpo_mega.learner.targets import plan_updates
 from gigpo_mega.learner.update import Learned, LogprobMismatch, UnusableGroups, update_policy
 from gigpo_mega.types import Advantages, RowTable
 from gigpo_mega.weights import live
@@ -221,51 +217,6 @@ def test_metrics_of_an_iteration_count_tokens_and_losses_their_denominators(plac
         expected = sum(s.losses[name] * s.count for s in stats) / sum(s.count for s in stats)
         assert metrics[name] == pytest.approx(expected, rel=1e-12)
         assert abs(expected - plain([s.losses[name] for s in stats])) > 5e-3 * abs(expected)
-
-
-def test_means_of_the_loss_are_over_the_tokens_that_no_mask_leaves_out(
-    place: ranks.Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They were divided by all tokens: a mask that grew looked like an entropy that collapsed."""
-    seen: list[tuple[np.ndarray, np.ndarray]] = []  # entropies, and which responses' tokens are learned from
-    low, objective = 1.0, update.policy_loss
-
-    def noting(logprob: Any, old: Any, *others: Any, **more: Any) -> Any:
-        ratio = (old - more["sampled_logprob"]).numpy()
-        rows = np.split(ratio, more["lengths"].cumsum(0)[:-1].tolist())
-        learned = np.concatenate([np.full(len(row), np.exp(row.mean()) >= low) for row in rows])
-        seen.append((more["entropy"].detach().numpy(), learned))
-        return objective(logprob, old, *others, **more)
-
-    monkeypatch.setattr(update, "policy_loss", noting)
-    _, metrics = updated(place, config(rollout_mask_low=low))
-    entropy, learned = (np.concatenate(column) for column in zip(*seen, strict=True))
-    assert 0.2 < learned.mean() < 0.9
-    assert metrics["loss/rollout_masked"] == pytest.approx(1.0 - learned.mean())
-    assert metrics["loss/entropy"] == pytest.approx(entropy[learned].mean(), rel=1e-5)
-    _, metrics = updated(place, config(rollout_mask_low=1e9))
-    assert metrics["loss/rollout_masked"] == 1.0
-    assert "loss/entropy" not in metrics
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_what_a_micro_batch_is_made_of_goes_to_the_device_without_a_wait(
-    place: ranks.Place, packed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every column went from pageable memory, and the host waited for the device each time."""
-    cfg = config(packed=packed)
-    learner, (rows, advantages) = ranks.learner(replace(place, cfg=cfg)), table()
-    known = outline(learner.layout, rows)
-    plan = plan_updates(learner, known, rows, advantages, cfg, 0)
-    from_numpy, senders = torch.from_numpy, set[str]()
-
-    def noting(values: Any) -> torch.Tensor:
-        senders.add(sys._getframe(1).f_code.co_name)
-        return from_numpy(values)
-
-    monkeypatch.setattr(torch, "from_numpy", noting)
-    learner.accumulate(plan[0], partial(update.surrogate, cfg, compare=True))
-    assert senders == {"on_device"}
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import re
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +41,8 @@ UNLISTED = {
     "--install-completion": "gigpo_mega.commands.install_completion",
     "__complete": "gigpo_mega.commands.complete",  # for the shell
 }
+# torchrun ends all ranks with the first: rank 0 must have said what is wrong by then, and ends the wait.
+_SECONDS_FOR_RANK_0 = 10
 # How gloo and NCCL say that the other side is gone.
 _LOST = re.compile(
     r"connection (was )?(closed|reset)|remote process exited|socket timeout|timed out waiting", re.IGNORECASE
@@ -104,6 +107,8 @@ def _status(main: Callable[[], int | None]) -> str | int | None:
     except (UserError, EnvError) as error:
         if rank == 0 or not isinstance(error, ConfigError):
             sys.stderr.write(f"{where}error: {' '.join(str(error).split())}\n")
+        else:
+            time.sleep(_SECONDS_FOR_RANK_0)
         return 2
     except RuntimeError as error:
         # torch raises plain RuntimeErrors for gloo and types of its own for NCCL.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +14,7 @@ from gigpo_mega.config import Config, recipes
 from gigpo_mega.config.load import FIELDS, RENAMED, SECTIONS, describe, load_config, save_config
 from gigpo_mega.errors import ConfigError, UserError
 from gigpo_mega.program import run_main
+from tests.programs import TORCHRUN, run_python
 
 
 def parse(*argv: str) -> Config:
@@ -250,13 +251,18 @@ def test_bug_keeps_its_traceback():
         run_main(main)
 
 
-def test_config_error_is_told_once_in_a_launch():
+@pytest.mark.distributed
+@pytest.mark.parametrize("late", ["0", "1"])
+def test_config_error_is_told_once_in_a_launch_whichever_rank_is_late(late: str):
     program = ("from gigpo_mega.program import run_main; from gigpo_mega.config.load import load_config;"
                "run_main(lambda: load_config(['--gamma', '1'], 'x') and 0)")
-    for rank, lines in (("0", 1), ("1", 0)):
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False,
-                              env={"RANK": rank, "PYTHONPATH": str(Path(__file__).parent.parent)})
-        assert (done.returncode, len(done.stderr.splitlines())) == (2, lines)
+    rank = f'[ $RANK = {late} ] && sleep 1; exec {sys.executable} -c "{program}"'
+    start = time.monotonic()
+    done = run_python(*TORCHRUN, "2", "--no-python", "bash", "-c", rank)
+    assert time.monotonic() - start < 60
+    assert [line for line in done.stderr.splitlines() if line.startswith(("error: ", "[rank"))] == [
+        "error: unknown key gamma (command line); did you mean advantage.gamma?"
+    ]
 
 
 @pytest.mark.parametrize(("flags", "message"), [

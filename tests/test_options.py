@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 from types import ModuleType
+from typing import Literal, get_origin
 
 import pytest
 
@@ -206,6 +207,19 @@ def test_help_shows_what_a_program_takes_besides_fields(
 
 def test_every_field_has_a_docstring():
     assert [path for path, item in FIELDS.items() if not item.help] == []
+
+
+def test_every_choice_of_a_field_that_takes_others_too_is_named():
+    mixed = {path: item.expected for path, item in FIELDS.items()
+             if get_origin(item.annotation) is not Literal
+             and any(get_origin(kind) is Literal for kind in item.accepts)}
+    assert mixed == {
+        "resume": "true or false or auto",
+        "engine.release_memory": "true or false or auto",
+        "objective.rollout_is": "token or sequence or null",
+    }
+    for field, expected in mixed.items():
+        assert complaint(f"--{field}=maybe") == f"{field}: expected {expected}, got 'maybe'"
 
 
 def test_help_folds_long_texts_under_their_field(capsys: pytest.CaptureFixture[str]):

@@ -15,6 +15,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from itertools import chain
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
@@ -61,8 +62,8 @@ class Field:
         """The type in words."""
         if get_origin(self.annotation) is Literal:
             return "one of " + ", ".join(str(choice) for choice in self.accepts)
-        members = (get_args(kind)[0] if get_origin(kind) is Literal else kind for kind in self.accepts)
-        return " or ".join(str(_NAMES.get(get_origin(kind) or kind, kind)) for kind in members)
+        members = [get_args(kind) if get_origin(kind) is Literal else (kind,) for kind in self.accepts]
+        return " or ".join(str(_NAMES.get(get_origin(kind) or kind, kind)) for kind in chain(*members))
 
 
 def _walk(kind: type, prefix: str = "") -> Iterator[Field]:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envs.registry import lookup
@@ -16,6 +17,7 @@ from gigpo_mega.errors import UserError
 from gigpo_mega.hf_config import holds_weights
 from gigpo_mega.preflight import check_engine, check_folder, check_tokenizer
 from gigpo_mega.program import run_main
+from gigpo_mega.run.output import lock
 from gigpo_mega.shape import ModelShape
 from gigpo_mega.stack import enter
 from gigpo_mega.storage.files import replace_text
@@ -30,14 +32,19 @@ def evaluate(cfg: Config) -> dict[str, Any]:
     from gigpo_mega.rollout.quota import Quota
     from gigpo_mega.rollout.summary import evaluation_record
 
-    with playing(cfg) as (session, tasks):
+    check_folder("output", cfg.output)
+    # The output may be that of a run, whose sglang.log stays.
+    with lock(cfg.output), playing(cfg, logs=cfg.output / "evaluation") as (session, tasks):
         groups = session.collect(Quota.of(tasks.held_out), 1, cfg.evaluation.temperature, name="evaluate")
     return evaluation_record(groups.values(), 0, cfg.evaluation.temperature, cfg.evaluation.split)
 
 
 @contextmanager
-def playing(cfg: Config) -> Iterator[tuple[RolloutSession, Tasks]]:
-    """A session with the policy at `model.path`, and the tasks; raises UserError if they cannot be played."""
+def playing(cfg: Config, logs: Path) -> Iterator[tuple[RolloutSession, Tasks]]:
+    """A session with the policy at `model.path`, and the tasks; the engine writes its log into `logs`.
+
+    Raises UserError if they cannot be played.
+    """
     # aiohttp takes half a second to import: --help must not wait for it.
     from gigpo_mega.rollout.engines.command import Launch
     from gigpo_mega.rollout.engines.servers import Servers
@@ -49,17 +56,16 @@ def playing(cfg: Config) -> Iterator[tuple[RolloutSession, Tasks]]:
     if not cfg.engine.urls:
         check_engine()
     stack = enter(cfg.stack, engine=not cfg.engine.urls)
-    check_folder("output", cfg.output)
     model = hub.directory(cfg.model.path)
     if not holds_weights(model):
         raise UserError(f"model.path: {model} has no *.safetensors; see gigpo-mega convert export")
     check_tokenizer(cfg, model, ModelShape.from_hf(model))
     tasks = load_tasks(cfg)
-    cfg.output.mkdir(parents=True, exist_ok=True)
+    logs.mkdir(parents=True, exist_ok=True)
     try_environment(cfg, tasks.held_out[0])
     launch = Launch(stack, cfg.model.dtype, cfg.seed, cfg.rollout.concurrency)
     with (
-        Servers(model, cfg.engine, cfg.output, launch) as servers,
+        Servers(model, cfg.engine, logs, launch) as servers,
         RolloutSession(cfg, model, servers.urls) as session,
     ):
         yield session, tasks

@@ -12,6 +12,7 @@ from functools import partial
 from gigpo_mega.config import Config
 from gigpo_mega.config.load import load_config
 from gigpo_mega.evaluate import playing
+from gigpo_mega.preflight import check_folder
 from gigpo_mega.rollout.quota import Quota
 from gigpo_mega.run.output import check_resume, lock, open_output
 from gigpo_mega.storage.journal import Journal
@@ -30,11 +31,12 @@ def collect(cfg: Config) -> None:
     Raises UserError if the folder holds a run or a collection that is not to be resumed.
     """
     journal, rollout = Journal(cfg.output / "groups"), cfg.rollout
+    check_folder("output", cfg.output)
     with lock(cfg.output):
         _, changed = check_resume(cfg)
         # More iterations are of the same policy; in a run they would change the learning rate.
         open_output(cfg, [change for change in changed if change[0] != "iterations"], 0)
-        with playing(cfg) as (session, tasks):
+        with playing(cfg, logs=cfg.output) as (session, tasks):
             stream = TaskStream(tasks.training, cfg.seed)
             for iteration in range(cfg.iterations):
                 if journal.has(iteration):

@@ -1,0 +1,44 @@
+"""Playing the panel into a folder, which may be that of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gigpo_mega.config import Config
+from gigpo_mega.config.load import load_config
+from gigpo_mega.errors import UserError
+from gigpo_mega.evaluate import evaluate
+from gigpo_mega.rollout.engines import servers
+from gigpo_mega.run.output import lock
+from tests.tiny import write_agent
+
+
+@pytest.fixture
+def cfg(tmp_path: Path) -> Config:
+    agent, games = write_agent(tmp_path / "agent"), tmp_path / "games"
+    return load_config(
+        ["tests/tiny.yaml", "--model.path", str(agent), "--environment.tasks.data", str(games),
+         "--output", str(tmp_path / "run")], "gigpo-mega evaluate",
+    )  # fmt: skip
+
+
+def test_a_folder_that_a_run_uses_is_refused(cfg: Config) -> None:
+    with lock(cfg.output), pytest.raises(UserError, match=r"is in use by another run \(process \d+ on "):
+        evaluate(cfg)
+
+
+def test_the_log_of_its_engine_is_not_that_of_the_run(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Started(Exception):
+        """Raised in place of a server, with the folder of its log."""
+
+    def start(model: Path, config: object, folder: Path, launch: object) -> None:
+        raise Started(folder)
+
+    monkeypatch.setattr(servers, "Servers", start)
+    with pytest.raises(Started) as caught:
+        evaluate(cfg)
+    (folder,) = caught.value.args
+    assert folder == cfg.output / "evaluation"
+    assert folder.is_dir()

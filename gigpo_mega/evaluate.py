@@ -88,8 +88,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the options, play the panel, print the table and keep the record in `output`/evaluation.json."""
     cfg = load_config(sys.argv[1:] if argv is None else argv, "gigpo-mega evaluate")
     record = evaluate(cfg)
-    replace_text(cfg.output / "evaluation.json", json.dumps(record, indent=1))
+    file = cfg.output / "evaluation.json"
+    replace_text(file, json.dumps(record, indent=1))
+    print(f"success in %, {record['episodes']} episodes of {cfg.evaluation.split}:")
     print(table(record, lookup(cfg.environment.name).columns))
+    print(f"record: {file}")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ checkout), trains it by GiGPO and says how the held-out panel went before and af
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from gigpo_mega.config import Config, recipes
 from gigpo_mega.config.load import load_config
@@ -21,7 +19,7 @@ from gigpo_mega.program import run_main
 from gigpo_mega.run.output import holds_run
 from gigpo_mega.stack import enter
 from gigpo_mega.telemetry.report.run_folder import REFERENCE
-from gigpo_mega.train import train
+from gigpo_mega.train import outcome, train
 
 CONFIG, COLDSTART = "quickstart", "quickstart_coldstart"  # recipes
 CURVES = recipes.FOLDER / "quickstart_grpo.json"  # the recipe with GRPO, by tools/train_seeds.py --reference
@@ -29,19 +27,14 @@ POLICY = recipes.FOLDER / "quickstart_policy"
 OPTIONS = {"--coldstart": "as the first argument: clone the expert into the policy again, and train nothing"}
 
 
-def run(overrides: Sequence[str] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train as CONFIG and `overrides` say; returns the panel's records before and after."""
+def run(overrides: Sequence[str] = ()) -> None:
+    """Train as CONFIG and `overrides` say, and print what came of it."""
     cfg = load_config([CONFIG, *overrides], "gigpo-mega quickstart", OPTIONS)
     if holds_run(cfg.output):
         print(f"resuming {cfg.output}; delete it to start over")
     put_reference(cfg)
     train(dataclasses.replace(cfg, resume="auto"))
-    files = (cfg.output / f"evaluation_{iteration:06d}.json" for iteration in (0, cfg.iterations))
-    before, after = (json.loads(file.read_text()) for file in files)
-    games = f"held-out panel, {before['episodes']} games"
-    print(f"{games}: success {_percent(before)} before, {_percent(after)} after")
-    print(f"report: {cfg.output / 'report.html'}")
-    return before, after
+    print(outcome(cfg))
 
 
 def put_reference(cfg: Config) -> None:
@@ -71,10 +64,6 @@ def make_policy(overrides: Sequence[str] = ()) -> None:
     shutil.rmtree(POLICY, ignore_errors=True)
     shutil.copytree(made, POLICY)
     print(f"policy: {POLICY}")
-
-
-def _percent(record: dict[str, Any]) -> str:
-    return f"{100 * record['success']:.1f}% (+- {100 * record['standard_error']:.1f})"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,11 +9,13 @@ stopped.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 
 from gigpo_mega.config import Config
 from gigpo_mega.config.load import load_config
+from gigpo_mega.launch import rank_and_world
 from gigpo_mega.program import run_main
 from gigpo_mega.stack import enter
 from gigpo_mega.storage.journal import Journal
@@ -46,6 +48,23 @@ def train(cfg: Config, recorded: Journal | None = None) -> None:
             run.record(iteration, groups, rows, advantages, learned)
 
 
+def outcome(cfg: Config) -> str:
+    """The panel before and after a run that has ended, and where report and policy are if there are any."""
+    said: list[str] = []
+    games = 0
+    for when, iteration in (("before", 0), ("after", cfg.iterations)):
+        file = cfg.output / f"evaluation_{iteration:06d}.json"
+        if file.exists():
+            record = json.loads(file.read_text())
+            games = record["episodes"]
+            said.append(f"{100 * record['success']:.1f}% (+- {100 * record['standard_error']:.1f}) {when}")
+    lines = [f"held-out panel, {games} games: success {', '.join(said)}"] if said else []
+    for name, path in (("report", cfg.output / "report.html"), ("policy", cfg.output / "policy")):
+        if path.exists():
+            lines.append(f"{name}: {path}")
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the options and train, or only say what would be done."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -56,8 +75,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         from gigpo_mega.dry_run import describe_run
 
         print(describe_run(cfg))
-    else:
-        train(cfg)
+        return
+    train(cfg)
+    rank, _ = rank_and_world()
+    if rank == 0:
+        print(outcome(cfg))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from gigpo_mega import evaluate as program
 from gigpo_mega.config import Config
 from gigpo_mega.config.load import load_config
 from gigpo_mega.errors import UserError
-from gigpo_mega.evaluate import evaluate
+from gigpo_mega.evaluate import evaluate, main
 from gigpo_mega.rollout.engines import servers
 from gigpo_mega.run.output import lock
 from tests.tiny import write_agent
@@ -42,3 +43,15 @@ def test_the_log_of_its_engine_is_not_that_of_the_run(cfg: Config, monkeypatch: 
     (folder,) = caught.value.args
     assert folder == cfg.output / "evaluation"
     assert folder.is_dir()
+
+
+def test_it_says_what_the_numbers_are_and_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = {"episodes": 24, "success": 0.5, "standard_error": 0.1, "kinds": {}}
+    monkeypatch.setattr(program, "evaluate", lambda _cfg: record)
+    main(["--output", str(tmp_path), "--evaluation.split", "seen"])
+    assert capsys.readouterr().out.splitlines() == [
+        "success in %, 24 episodes of seen:", "         ALL", "50.0 +- 10.0",
+        f"record: {tmp_path / 'evaluation.json'}",
+    ]  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gigpo_mega import quickstart
+from gigpo_mega import train as training
 from gigpo_mega.config import Config
 from gigpo_mega.planning.memory import whole
 from gigpo_mega.shape import ModelShape
@@ -57,6 +58,39 @@ def test_the_curves_of_grpo_are_put_beside_a_run_of_the_same_games(
     with pytest.raises(FakeTraining):
         quickstart.run(["--output", str(tmp_path / "other"), "--environment.max_steps", "9"])
     assert not (tmp_path / "other").exists()
+
+
+PANELS = {0: (0.25, 0.05), 4: (0.75, 0.04)}  # iteration: success and its standard error
+
+
+@pytest.mark.parametrize(("played", "expected"), [
+    ((0, 4), "held-out panel, 24 games: success 25.0% (+- 5.0) before, 75.0% (+- 4.0) after"),
+    ((4,), "held-out panel, 24 games: success 75.0% (+- 4.0) after"),
+])  # fmt: skip
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_training_ends_with_its_result(
+    rank: int, played: tuple[int, ...], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def fake(cfg: Config) -> None:
+        for iteration in played:
+            success, error = PANELS[iteration]
+            record = {"episodes": 24, "success": success, "standard_error": error}
+            (cfg.output / f"evaluation_{iteration:06d}.json").write_text(json.dumps(record))
+        (cfg.output / "report.html").touch()
+
+    monkeypatch.setattr(training, "train", fake)
+    monkeypatch.setenv("RANK", str(rank))
+    training.main(["--output", str(tmp_path), "--iterations", "4"])
+    assert capsys.readouterr().out.splitlines() == (
+        [] if rank else [expected, f"report: {tmp_path / 'report.html'}"]
+    )
+    monkeypatch.setattr(quickstart, "train", fake)
+    (tmp_path / "policy").mkdir()
+    quickstart.run(["--output", str(tmp_path), "--iterations", "4"])
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        expected, f"report: {tmp_path / 'report.html'}", f"policy: {tmp_path / 'policy'}"
+    ]  # fmt: skip
 
 
 def test_the_curves_that_are_shipped_are_those_of_the_record() -> None:

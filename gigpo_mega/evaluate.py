@@ -57,9 +57,10 @@ def playing(cfg: Config, logs: Path) -> Iterator[tuple[RolloutSession, Tasks]]:
         check_engine()
     stack = enter(cfg.stack, engine=not cfg.engine.urls)
     model = hub.directory(cfg.model.path)
+    shape = ModelShape.from_hf(model)
     if not holds_weights(model):
         raise UserError(f"model.path: {model} has no *.safetensors; see gigpo-mega convert export")
-    check_tokenizer(cfg, model, ModelShape.from_hf(model))
+    check_tokenizer(cfg, model, shape)
     tasks = load_tasks(cfg)
     logs.mkdir(parents=True, exist_ok=True)
     try_environment(cfg, tasks.held_out[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,12 @@ def cfg(tmp_path: Path) -> Config:
 def test_a_folder_that_a_run_uses_is_refused(cfg: Config) -> None:
     with lock(cfg.output), pytest.raises(UserError, match=r"is in use by another run \(process \d+ on "):
         evaluate(cfg)
+
+
+def test_a_policy_that_does_not_exist_is_said_so(cfg: Config, tmp_path: Path) -> None:
+    nowhere = tmp_path / "nope"
+    with pytest.raises(UserError, match=rf"^model\.path: {nowhere}/config\.json does not exist; give a"):
+        evaluate(replace(cfg, model=replace(cfg.model, path=nowhere)))
 
 
 def test_the_log_of_its_engine_is_not_that_of_the_run(cfg: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def test_a_recipe_names_its_script_and_says_what_the_paper_does_not_have(name: s
     assert SCRIPT[name] in head
     assert facts["model"] in head
     assert ("the paper has no" in head.lower()) == (not facts["paper"])
-    assert recipe(name).model.path == Path("models") / facts["model"]
+    assert recipe(name).model.path == Path("Qwen") / facts["model"]
 
 
 @pytest.mark.parametrize("gpu", ["h100", "a100"])

@@ -13,11 +13,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import cast
 
+from gigpo_mega.config import recipes
 from gigpo_mega.errors import UserError
 from gigpo_mega.hf_config import WEIGHTS_INDEX, holds_weights, read_object
 from gigpo_mega.launch import leads_node
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_OURS = ("models", "runs")  # folders that pages and recipes write to, whether they exist yet
 _SETTINGS = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
 _WEIGHTS = "*.safetensors"
 
@@ -25,12 +27,17 @@ _WEIGHTS = "*.safetensors"
 def directory(model: Path, weights: bool = True) -> Path:
     """`model` itself, or where the hub's cache has the model of that id; downloads what is missing.
 
-    A path that exists is no id. A complete copy is taken as it is, without asking the hub, so that a resumed
-    run gets the revision that it had. Without `weights`, configuration and tokenizer are enough. Raises
-    UserError, with the command to run, if the model is neither cached nor to be had.
+    A path that exists is no id, nor is one in a folder that exists or in models or runs. A complete copy is
+    taken as it is, without asking the hub, so that a resumed run gets the revision that it had. Without
+    `weights`, configuration and tokenizer are enough. Raises UserError, with the command to run, if the model
+    is neither cached nor to be had, or if the cold start of a recipe has yet to make it.
     """
     name = str(model)
-    if model.exists() or not _ID.fullmatch(name):
+    if model.exists():
+        return model
+    if coldstart := recipes.coldstart_into(model):
+        raise UserError(f"model.path: {name} does not exist yet; make it with `{coldstart}`")
+    if not _ID.fullmatch(name) or model.parent.is_dir() or model.parent.name in _OURS:
         return model
     from huggingface_hub import try_to_load_from_cache  # some 0.3 s, for those who name an id
 

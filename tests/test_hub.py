@@ -20,6 +20,7 @@ import pytest
 
 from gigpo_mega import hub
 from gigpo_mega.commands import convert, plan
+from gigpo_mega.config.load import load_config
 from gigpo_mega.errors import UserError
 from tests.test_start_up import probed
 from tests.tiny import write_agent
@@ -80,9 +81,20 @@ def test_a_path_that_exists_comes_before_an_id(
     assert hub.directory(Path(ID)) == Path(ID)
 
 
-@pytest.mark.parametrize("path", ["nowhere", "/no/where", "a/b/c", "../a", "~/a", ".a/b"])
+@pytest.mark.parametrize("path", [
+    "nowhere", "/no/where", "a/b/c", "../a", "~/a", ".a/b", "models/Qwen2.5-7B-Instruct", "runs/policy",
+    "tests/policy",
+])
 def test_what_is_no_id_stays_a_path(path: str, cache: Path) -> None:
     assert hub.directory(Path(path)) == Path(path)
+
+
+def test_the_policy_of_a_recipes_cold_start_is_missed_with_the_command() -> None:
+    small = load_config(["alfworld/small"], "").model.path
+    assert refusal(str(small)) == (
+        "model.path: runs/alfworld_small_coldstart/policy does not exist yet; make it with "
+        "`gigpo-mega coldstart alfworld/small alfworld/small_coldstart`"
+    )
 
 
 def test_a_model_that_is_not_cached_is_one_line_with_the_command(cache: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 
+from gigpo_mega.config.core_yaml import read
 from gigpo_mega.errors import ConfigError
 
 _IN_WHEEL = Path(__file__).resolve().parents[1] / "recipes"  # setup.py puts configs/ there
@@ -26,6 +27,15 @@ def find(name: str) -> Path:
         hint = f"did you mean {' or '.join(close)}?" if close else "--help lists them;"
         raise ConfigError(f"{name!r} is no recipe; {hint} a file of yours ends in .yaml")
     return FOLDER / f"{name}.yaml"
+
+
+def coldstart_into(policy: Path) -> str | None:
+    """The command that makes `policy`, if it is what the cold start of a recipe writes."""
+    for name in names():
+        recipe = name.removesuffix("_coldstart")
+        if recipe != name and Path(read(find(name)).get("output", ""), "policy") == policy:
+            return f"gigpo-mega coldstart {recipe} {name}"
+    return None
 
 
 def refuse_absent(file: Path) -> None:

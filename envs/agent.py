@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any, cast
+from typing import cast
 
 from envs.base import EnvError
 from envs.checks import checked_flag, checked_number
+from envs.imports import imported
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,7 @@ Agent = Callable[..., float | Outcome]  # of (task, connection), and environment
 
 def find_agent(location: str) -> Agent:
     """The function at `location`, `module:attribute`; raises EnvError if it cannot be imported."""
-    module, _, attribute = location.partition(":")
-    try:
-        found: Any = reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise EnvError(
-            f"rollout.agent {location}: {error}; give module:function, run in the folder of {module}.py, or "
-            "set PYTHONPATH"
-        ) from None
+    found = imported(location, "rollout.agent", "functions", inspect.isfunction)
     if not callable(found):
         raise EnvError(f"rollout.agent {location} is {type(found).__name__}, not a function")
     return cast("Agent", found)

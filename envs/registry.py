@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import json
 import pkgutil
 import re
 from collections.abc import Callable, Mapping
-from functools import reduce
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from envs.base import EnvError, Environment, EnvironmentKind
+from envs.imports import imported
 
 GROUP = "gigpo_mega.environments"  # entry points under which installed packages offer theirs
 _REGISTRY: dict[str, EnvironmentKind] = {}
@@ -42,13 +41,7 @@ def lookup(name: str) -> EnvironmentKind:
     if location is None:
         known = ", ".join(sorted(_REGISTRY.keys() | _addresses().keys()))
         raise EnvError(f"environment.name: unknown environment {name!r}; known: {known}")
-    module, _, attribute = location.partition(":")
-    try:
-        found: Any = reduce(getattr, attribute.split("."), importlib.import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise EnvError(
-            f"environment.name {location}: {error}; run in the folder of {module}.py, or set PYTHONPATH"
-        ) from None
+    found = imported(location, "environment.name", "environments", lambda v: isinstance(v, EnvironmentKind))
     return _as_kind(location, found)
 
 

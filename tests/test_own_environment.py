@@ -44,8 +44,18 @@ def test_an_environment_that_cannot_be_imported_is_one_line(
     with pytest.raises(EnvError, match=r"environment.name corridor:KIND: .*set PYTHONPATH"):
         lookup("corridor:KIND")
     monkeypatch.syspath_prepend(folder)
-    with pytest.raises(EnvError, match=r"corridor:NONE: .*no attribute 'NONE'"):
+    with pytest.raises(EnvError, match=r"corridor:NONE: .*no attribute 'NONE'; environments there: KIND$"):
         lookup("corridor:NONE")
     with pytest.raises(EnvError, match=r"corridor:LENGTH is int, not an envs.EnvironmentKind"):
         lookup("corridor:LENGTH")
     assert lookup("corridor:KIND").demonstrate is not None
+    for number, (line, said) in enumerate({
+        "import randm": r"No module named 'randm' \(.*broken0.py, line 2\); .*or install it",
+        "import math; math.cosine": r"no attribute 'cosine' \(.*broken1.py, line 2\); correct it there",
+        "from math import cosine": r"cannot import name 'cosine'.*\(.*broken2.py, line 2\); correct it there",
+        "KIND = (": r"never closed \(broken3.py, line 2\); correct it there",
+    }.items()):  # fmt: skip
+        (folder / f"broken{number}.py").write_text(f"KIND = 1\n{line}\n")
+        with pytest.raises(EnvError, match=rf"^environment.name broken{number}:KIND: .*{said}") as caught:
+            lookup(f"broken{number}:KIND")
+        assert "PYTHONPATH" not in str(caught.value)

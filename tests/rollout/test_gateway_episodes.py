@@ -367,10 +367,10 @@ def test_rollout_workers_play_agents(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_agent_is_found_by_its_address() -> None:
     assert find_agent("json:dumps")({}) == "{}"
     for address, said in {
-        "no_such_module:play": "No module named 'no_such_module'; give module:function",
-        "json": "rollout.agent json",
-        ":play": "rollout.agent :play",
-        "json:play": "no attribute 'play'",
+        "no_such_module:play": "'no_such_module'; run in the folder of no_such_module.py",
+        "json": "rollout.agent json: it is no address; give module:attribute",
+        ":play": "rollout.agent :play: it is no address; give module:attribute",
+        "json:play": "no attribute 'play'; functions there: dump, dumps",
         "math:pi": "rollout.agent math:pi is float, not a function",
     }.items():
         with pytest.raises(EnvError, match=said):

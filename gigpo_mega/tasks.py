@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from envs.agent import find_agent
-from envs.base import Task
+from envs.base import EnvError, Task
 from envs.dialogue import choose
 from envs.registry import check_options, lookup
 from gigpo_mega.config import Config
@@ -90,7 +90,11 @@ def load_tasks(cfg: Config) -> Tasks:
     if not training:
         raise UserError(f"environment.split {cfg.environment.split}: no tasks there; check environment.tasks")
     choice = rest if cfg.evaluation.rest else panel
-    return Tasks(training, choice(source.tasks(cfg.evaluation.split), cfg.evaluation.episodes))
+    try:
+        unseen = source.tasks(cfg.evaluation.split)
+    except EnvError as error:  # a source knows of one split alone
+        raise EnvError(str(error).replace("environment.split", "evaluation.split")) from None
+    return Tasks(training, choice(unseen, cfg.evaluation.episodes))
 
 
 def environment_options(cfg: Config) -> dict[str, Any]:

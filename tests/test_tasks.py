@@ -7,9 +7,10 @@ from itertools import islice
 
 import pytest
 
-from envs.base import Task
+from envs.base import EnvError, Task
+from gigpo_mega.config.load import load_config
 from gigpo_mega.errors import UserError
-from gigpo_mega.tasks import TaskStream, panel, rest
+from gigpo_mega.tasks import TaskStream, load_tasks, panel, rest
 
 TASKS = tuple(Task(f"game-{i}", "pick", f"{i}.tw-pddl") for i in range(10))
 
@@ -77,3 +78,11 @@ def test_the_rest_is_what_the_panel_leaves_out(count: int, ids: list[int]) -> No
 def test_a_panel_of_the_whole_split_leaves_no_rest(count: int) -> None:
     with pytest.raises(UserError, match=rf"evaluation\.rest: .* {count} episodes plays all 10 tasks"):
         rest(TASKS, count)
+
+
+@pytest.mark.parametrize("field", ["environment.split", "evaluation.split"])
+def test_the_field_of_an_unknown_split_is_named(field: str) -> None:
+    tasks = ["--environment.name", "sokoban", "--environment.tasks", "{train: 2, test: 2}",
+             "--evaluation.split", "test"]  # fmt: skip
+    with pytest.raises(EnvError, match=rf"^{field}: unknown split 'valid'; known: train, test$"):
+        load_tasks(load_config([*tasks, f"--{field}", "valid"], ""))

@@ -45,6 +45,15 @@ def refuse_absent(file: Path) -> None:
         raise ConfigError(f"{file} is not in this folder; for the recipe of the package write {name}")
 
 
+def check_found(recipe: Path) -> None:
+    """Raise ConfigError unless `recipe` is a file of the user's that can be read, or the name of a recipe."""
+    if recipe.suffix in (".yaml", ".yml"):
+        refuse_absent(recipe)
+        read(recipe)
+    else:
+        find(str(recipe))
+
+
 def resolved(path: str) -> str:
     """`path` itself, or for `package:REST` that file of the package; raises ConfigError if it has none."""
     if not path.startswith(PREFIX):

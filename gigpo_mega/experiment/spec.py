@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, fields
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
-from gigpo_mega.config import Config
+from gigpo_mega.config import Config, recipes
 from gigpo_mega.config.checks import STRICT, require
 from gigpo_mega.config.core_yaml import read
 from gigpo_mega.config.load import complaints, load_config
@@ -92,10 +93,13 @@ def load_spec(file: Path) -> Spec:
 
     Raises ConfigError that names file and field otherwise.
     """
-    try:
-        spec = TypeAdapter(Spec).validate_json(json.dumps({"settings": {}, **read(file)}), strict=True)
-    except ValidationError as error:
-        raise ConfigError(f"{file}: {complaints(error, {})}") from None
+    spec = _read_spec(file)
+    for name, recipe in (("recipe", spec.recipe), ("coldstart", spec.coldstart)):
+        try:
+            if recipe is not None:
+                recipes.check_found(recipe)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: {name}: {error}") from None
     if spec.coldstart is not None:
         try:
             load_config(spec.coldstart_words(), "gigpo-mega experiment")
@@ -109,3 +113,20 @@ def load_spec(file: Path) -> Spec:
         if spec.coldstart is not None and cfg.model != spec.config().model:
             raise ConfigError(f"{file}: variants.{variant} sets model, but runs of a seed share a cold start")
     return spec
+
+
+def _read_spec(file: Path) -> Spec:
+    """What `file` says, before any recipe is read; raises ConfigError for keys and values that none has."""
+    values, known = read(file), [item.name for item in fields(Spec)]
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            raise ConfigError(f"{file}: unknown key {name}; {hint}")
+    for name in ("recipe", "seeds", "variants"):
+        if name not in values:
+            raise ConfigError(f"{file}: {name} is missing; docs/experiments.md has an example")
+    try:
+        return TypeAdapter(Spec).validate_json(json.dumps({"settings": {}, **values}), strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {complaints(error, {})}") from None

@@ -106,7 +106,7 @@ def test_summaries_of_this_repository_are_those_of_its_records(file: Path, monke
 
 
 def test_the_example_of_the_page_can_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)  # no checkout
     example = (ROOT / "docs" / "experiments.md").read_text().partition("```yaml\n")[2].partition("```")[0]
     (tmp_path / "omega.yaml").write_text(example)
     spec = load_spec(tmp_path / "omega.yaml")
@@ -290,3 +290,31 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("variants:", "variant:", "unknown key variant; did you mean variants?"),
+    ("power_for", "zzz", "unknown key zzz; known: recipe, seeds, variants, settings, references, power_for, "
+     "coldstart, seeds_per_coldstart"),
+    ("seeds: [1, 2, 3]", "", "seeds is missing; docs/experiments.md has an example"),
+    ("recipe: ", "recipe: nowhere.yaml  #", "recipe: cannot read config file nowhere.yaml: No such file"),
+    ("recipe: ", "recipe: quickstrt  #", "recipe: 'quickstrt' is no recipe; did you mean quickstart"),
+    ("coldstart: ", "coldstart: nowhere.yaml  #", "coldstart: cannot read config file nowhere.yaml: No such"),
+])  # fmt: skip
+def test_what_is_wrong_in_a_spec_is_named(
+    old: str, new: str, said: str, spec: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(spec.parent)
+    spec.write_text(spec.read_text().replace(old, new, 1))
+    with pytest.raises(UserError) as caught:
+        load_spec(spec)
+    assert str(caught.value).startswith(f"{spec}: {said}")
+
+
+def test_recipes_by_name_and_by_a_checkouts_path(spec: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(spec.parent)
+    spec.write_text("{recipe: quickstart, coldstart: quickstart_coldstart, seeds: [1], variants: {a: {}}}")
+    assert load_spec(spec).config("a").iterations == 36
+    spec.write_text(spec.read_text().replace("recipe: quickstart", "recipe: configs/quickstart.yaml"))
+    with pytest.raises(UserError, match=r": recipe: configs/quickstart.yaml is not in this folder; for the"):
+        load_spec(spec)

@@ -26,6 +26,11 @@ from gigpo_mega.tasks import Tasks, load_tasks
 if TYPE_CHECKING:
     from gigpo_mega.rollout.session import RolloutSession
 
+ABOUT = (
+    "Play the held-out panel with the policy at model.path, print success by kind of task, and write the "
+    "record into evaluation.json in output."
+)
+
 
 def evaluate(cfg: Config) -> dict[str, Any]:
     """Play the held-out panel with the policy at `model.path`; returns the panel's record."""
@@ -87,7 +92,7 @@ def table(record: Mapping[str, Any], columns: Mapping[str, str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the options, play the panel, print the table and keep the record in `output`/evaluation.json."""
-    cfg = load_config(sys.argv[1:] if argv is None else argv, "gigpo-mega evaluate")
+    cfg = load_config(sys.argv[1:] if argv is None else argv, "gigpo-mega evaluate", about=ABOUT)
     record = evaluate(cfg)
     file = cfg.output / "evaluation.json"
     replace_text(file, json.dumps(record, indent=1))

@@ -24,7 +24,7 @@ from gigpo_mega.train import outcome, train
 CONFIG, COLDSTART = "quickstart", "quickstart_coldstart"  # recipes
 CURVES = recipes.FOLDER / "quickstart_grpo.json"  # the recipe with GRPO, by tools/train_seeds.py --reference
 POLICY = recipes.FOLDER / "quickstart_policy"
-OPTIONS = {"--coldstart": "as the first argument: clone the expert into the policy again, and train nothing"}
+OPTIONS = {"--coldstart": "clone the expert into the policy again, and train nothing"}
 
 
 def run(overrides: Sequence[str] = ()) -> None:
@@ -67,10 +67,10 @@ def make_policy(overrides: Sequence[str] = ()) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line: `--coldstart` first makes the policy instead of training it."""
+    """The command line: with `--coldstart` make the policy instead of training it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["--coldstart"]:
-        make_policy(arguments[1:])
+    if "--coldstart" in arguments:
+        make_policy([word for word in arguments if word != "--coldstart"])
     else:
         run(arguments)
 

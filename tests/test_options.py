@@ -10,7 +10,9 @@ from typing import Literal, get_origin
 
 import pytest
 
-from gigpo_mega import quickstart, train
+from gigpo_mega import evaluate, quickstart, train
+from gigpo_mega.coldstart import program as coldstart
+from gigpo_mega.commands import rollout
 from gigpo_mega.config import Config, recipes
 from gigpo_mega.config.load import FIELDS, RENAMED, SECTIONS, describe, load_config, save_config
 from gigpo_mega.errors import ConfigError, UserError
@@ -203,6 +205,26 @@ def test_help_shows_what_a_program_takes_besides_fields(
     usage, meaning, *_ = capsys.readouterr().out.splitlines()
     assert usage.endswith(f"[--section.field VALUE ...] [{option}]")
     assert meaning.startswith(f"  {option}  ")
+
+
+def test_help_shows_the_values_of_the_recipes_that_are_named(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        quickstart.main(["--help"])
+    text = capsys.readouterr().out
+    assert "--iterations  an integer [36]\n" in text
+    assert '--output  a path ["runs/quickstart"]\n' in text
+
+
+@pytest.mark.parametrize(("module", "said"), [
+    (evaluate, "Play the held-out panel"), (coldstart, "Clone the environment's expert"),
+    (rollout, "Collect the groups"),
+])
+def test_help_begins_with_what_a_program_does(
+    module: ModuleType, said: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    assert capsys.readouterr().out.splitlines()[1].startswith(said)
 
 
 def test_every_field_has_a_docstring():

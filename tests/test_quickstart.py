@@ -60,6 +60,14 @@ def test_the_curves_of_grpo_are_put_beside_a_run_of_the_same_games(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.parametrize("words", ["--coldstart --iterations 1", "--iterations 1 --coldstart"])
+def test_coldstart_may_stand_anywhere(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[list[str]] = []
+    monkeypatch.setattr(quickstart, "make_policy", made.append)
+    quickstart.main(words.split())
+    assert made == [["--iterations", "1"]]
+
+
 PANELS = {0: (0.25, 0.05), 4: (0.75, 0.04)}  # iteration: success and its standard error
 
 

@@ -11,7 +11,8 @@ from gigpo_mega.stack import enter
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the options, clone, and say where the policy is."""
-    cfg = load_config(sys.argv[1:] if argv is None else argv, "gigpo-mega coldstart")
+    about = "Clone the environment's expert into a first policy, and write it into policy in output."
+    cfg = load_config(sys.argv[1:] if argv is None else argv, "gigpo-mega coldstart", about=about)
     stack = enter(cfg.stack, engine=False)
     from gigpo_mega.coldstart.clone import clone  # torch and megatron: after options and stack
 

@@ -19,10 +19,15 @@ from gigpo_mega.storage.journal import Journal
 from gigpo_mega.tasks import TaskStream
 from gigpo_mega.trace.text import overview
 
+ABOUT = (
+    "Collect the groups of `iterations` iterations with the policy at model.path, without a learner, and "
+    "write them into groups in output, as a run does, for gigpo-mega trace."
+)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the options and collect."""
-    collect(load_config(sys.argv[1:] if argv is None else argv, "gigpo-mega rollout"))
+    collect(load_config(sys.argv[1:] if argv is None else argv, "gigpo-mega rollout", about=ABOUT))
 
 
 def collect(cfg: Config) -> None:

@@ -15,7 +15,9 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import reduce
 from itertools import chain
+from operator import getitem
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
@@ -91,20 +93,21 @@ FIELDS: dict[str, Field] = {item.path: item for item in _walk(Config)}
 SECTIONS: dict[str, Any] = {n: kind for n, kind in get_type_hints(Config).items() if is_dataclass(kind)}
 
 
-def load_config(argv: Sequence[str], program: str, others: Mapping[str, str] | None = None) -> Config:
+def load_config(
+    argv: Sequence[str], program: str, others: Mapping[str, str] | None = None, about: str = ""
+) -> Config:
     """The configuration that `argv` (without the program's name) asks for.
 
-    `program` is the command as a user types it, shown in the help; `others` are options that the program has
-    taken out of `argv`, with what they do. Raises ConfigError for anything a run could not start with, and
-    SystemExit(0) after `--help`.
+    `program` is the command as a user types it, shown in the help, and `about` what it does; `others` are
+    options that the program has taken out of `argv`, with what they do. Raises ConfigError for anything a run
+    could not start with, and SystemExit(0) after `--help`.
     """
     if "-h" in argv or "--help" in argv:
-        sys.stdout.write(describe(program, others or {}))
+        named = [recipes.find(word) for word in argv if word in recipes.names()]
+        sys.stdout.write(describe(program, others or {}, about, named))
         raise SystemExit(0)
     files, flags = _parse(argv)
-    tree: dict[str, Any] = _ADAPTER.dump_python(Config(), mode="json")
-    for file in files:
-        _merge(tree, read(file), source=str(file))
+    tree = _values(files)
     for path, value in flags:
         for name in reversed(path.split(".")):
             value = {name: value}
@@ -122,10 +125,15 @@ def save_config(config: Config, path: Path) -> None:
     replace_text(path, dump(values))
 
 
-def describe(program: str, others: Mapping[str, str]) -> str:
-    """The help text: `others`, then every field by section, with what it accepts and its default."""
+def describe(program: str, others: Mapping[str, str], about: str = "", files: Sequence[Path] = ()) -> str:
+    """The help text: `about`, `others`, then every field by section, with what it accepts and its value.
+
+    That is the default, or what `files` say.
+    """
+    values = _values(files)
     lines = [" ".join([f"usage: {program} [CONFIG.yaml | RECIPE ...] [--section.field VALUE ...]",
                        *(f"[{option}]" for option in others)]),
+             *textwrap.wrap(about, 100),
              *(f"  {option}  {meaning}" for option, meaning in others.items()), "",
              "Files are read in order, flags win. VALUE is YAML: 3, 1e-6, true, null, [a, b], {key: value}.",
              "Keys of a mapping may be set one by one: --environment.tasks.data FOLDER.",
@@ -137,10 +145,18 @@ def describe(program: str, others: Mapping[str, str]) -> str:
             section = head
             summary = (SECTIONS[section].__doc__ or "").strip().splitlines()[0]
             lines += ["", f"{section}: {summary}"]
-        default = json.dumps(item.default, default=str)
+        default = json.dumps(reduce(getitem, item.path.split("."), values))
         help_text = textwrap.fill(item.help, 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
         lines += [f"  --{item.path}  {item.expected} [{default}]", help_text]
     return "\n".join(lines) + "\n"
+
+
+def _values(files: Sequence[Path]) -> dict[str, Any]:
+    """The defaults, with `files` laid over them in order."""
+    tree: dict[str, Any] = _ADAPTER.dump_python(Config(), mode="json")
+    for file in files:
+        _merge(tree, read(file), source=str(file))
+    return tree
 
 
 def _parse(argv: Sequence[str]) -> tuple[list[Path], list[tuple[str, Any]]]:

@@ -38,6 +38,19 @@ def python(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+def test_it_prints_what_to_type_where_it_was_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["post"])
+    said, *commands = capsys.readouterr().out.splitlines()
+    assert said == "post/README.md says how it trains:"
+    assert commands[0] == "cd post"
+    assert [command.split()[:2] for command in commands[1:]] == [
+        ["gigpo-mega", "coldstart"], ["gigpo-mega", "train"], ["gigpo-mega", "evaluate"],
+    ]  # fmt: skip
+
+
 def test_four_files_that_are_short(starter: Path) -> None:
     lines = {file.name: len(file.read_text().splitlines()) for file in starter.iterdir()}
     assert set(lines) == {"post.py", "post.yaml", "test_post.py", "README.md"}

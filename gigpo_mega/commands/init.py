@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     write(options.name)
     print(f"{options.name}/README.md says how it trains:")
+    print(f"cd {options.name}")
     print("\n".join(re.findall(r"^    (gigpo-mega .*)$", Path(options.name, "README.md").read_text(), re.M)))
 
 

@@ -7,6 +7,7 @@ if the run does not fit. docs/planning.md says what is counted and what is assum
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from operator import attrgetter
 
 from gigpo_mega.arguments import COUNT, number
 from gigpo_mega.config import Config
-from gigpo_mega.config.load import load_config
+from gigpo_mega.config.load import FIELDS, load_config
 from gigpo_mega.errors import UserError
 from gigpo_mega.planning.devices import DEVICES, Cluster
 from gigpo_mega.planning.plan import make, suggest
@@ -36,6 +37,12 @@ _SHARES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan, as text or as JSON; returns 0 if it fits and 1 otherwise."""
     options, rest = _parser().parse_known_args(argv)
+    for word in rest:
+        name = word.partition("=")[0]
+        ours = ["--" + option.replace("_", "-") for option in vars(options)]
+        close = difflib.get_close_matches(name, ours, n=1, cutoff=0.8)
+        if close and name.removeprefix("--") not in FIELDS:
+            raise UserError(f"unknown option {name}; did you mean {close[0]}?")
     cfg = load_config(rest, "gigpo-mega plan")
     if (model := options.model or cfg.model.path) is None:
         raise UserError(f"model.path is not set; give it, or --model with one of {', '.join(NAMED)}")

@@ -86,6 +86,14 @@ def test_models_are_found_by_directory_or_name(tmp_path: Path) -> None:
         find("gpt-2")
 
 
+def test_an_option_that_does_not_exist_is_refused_with_the_likeliest() -> None:
+    for words in (["--gpus", "h100"], ["--gpus=h100"]):
+        with pytest.raises(UserError, match=r"^unknown option --gpus; did you mean --gpu\?$"):
+            command.main(["alfworld/qwen2.5-7b", *words])
+    with pytest.raises(UserError, match=r"^unknown key iteration \(command line\); did you mean iterations"):
+        command.main(["alfworld/qwen2.5-7b", "--iteration", "3"])
+
+
 def recipe(*overrides: str) -> Config:
     return load_config([RECIPE, *overrides], "")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from gigpo_mega import hub
 from gigpo_mega.arguments import COUNT
 from gigpo_mega.errors import UserError
+from gigpo_mega.hf_config import HFConfig
 
 LARGEST_GAP = 1e-5  # of the logits, relative to the largest one
 
@@ -32,15 +33,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     from gigpo_mega.weights.sharded import Grid
 
     if options.command == "verify":
-        verify(hub.directory(options.hf), options.checkpoint, logits=not options.bits_only)
+        verify(_directory(options.hf, "--hf"), options.checkpoint, logits=not options.bits_only)
         return
     if options.command == "import":
         grid = Grid(options.tensor, options.pipeline, options.virtual_pipeline)
-        convert.import_hf(hub.directory(options.hf), options.out, grid)
+        convert.import_hf(_directory(options.hf, "--hf"), options.out, grid)
     else:
-        config = hub.directory(options.hf_config, weights=False)
+        config = _directory(options.hf_config, "--hf-config", weights=False)
         convert.export_hf(options.checkpoint, config, options.out)
     print(options.out)
+
+
+def _directory(model: Path, option: str, weights: bool = True) -> Path:
+    """The Hugging Face directory that `option` names; raises UserError that says so if it is none."""
+    try:
+        found = hub.directory(model, weights)
+        HFConfig(found / "config.json")
+    except UserError as error:  # in a run it is model.path that names one
+        raise UserError(f"{option}: {str(error).removeprefix('model.path: ')}") from None
+    return found
 
 
 def verify(hf: Path, checkpoint: Path, logits: bool) -> None:

@@ -125,6 +125,15 @@ def test_bits_that_are_no_numbers_come_back(policy: Path, tmp_path: Path) -> Non
     assert_same(policy, tmp_path / "back")
 
 
+@pytest.mark.parametrize(("words", "option"), [
+    ("import --hf nope --out new", "--hf"), ("verify --hf nope --checkpoint old", "--hf"),
+    ("export --checkpoint old --hf-config nope --out new", "--hf-config"),
+])  # fmt: skip
+def test_the_option_whose_directory_does_not_exist_is_named(words: str, option: str) -> None:
+    with pytest.raises(UserError, match=rf"^{option}: nope/config.json does not exist; give a Hugging Face"):
+        command.main(words.split())
+
+
 def test_verify_names_a_flipped_bit(policy: Path, tmp_path: Path) -> None:
     convert.import_hf(policy, tmp_path / "checkpoint", Grid(2, 2))
     name = "model.layers.3.self_attn.k_proj.weight"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 
 from gigpo_mega.config import Config
 from gigpo_mega.launch import rank_and_world
@@ -30,11 +31,15 @@ def describe_run(cfg: Config) -> str:
     stack = decide(cfg.stack, engine=not cfg.engine.urls)
     checked = check(cfg, stack, weights=False)
     resumed, _ = check_resume(cfg)
-    lines = _lines(checked, stack, load_tasks(cfg), resumed)
+    games = Path(str(cfg.environment.tasks.get("data")))
+    absent = not games.exists()
+    tasks = load_tasks(cfg)
+    made = f", made in {games}" if absent and games.exists() else ""
+    lines = _lines(checked, stack, tasks, made, resumed)
     return "\n".join(f"{name:<10} {text}" for name, text in lines)
 
 
-def _lines(run: Checked, stack: Stack, tasks: Tasks, resumed: bool) -> Iterator[tuple[str, str]]:
+def _lines(run: Checked, stack: Stack, tasks: Tasks, made: str, resumed: bool) -> Iterator[tuple[str, str]]:
     cfg, shape, (_, world) = run.cfg, run.shape, rank_and_world()
     rollout, parallel, batch = cfg.rollout, cfg.parallel, cfg.batch
     size = f"{whole(shape) / 1e6:.2f} M parameters"
@@ -48,7 +53,7 @@ def _lines(run: Checked, stack: Stack, tasks: Tasks, resumed: bool) -> Iterator[
     panel = len({task.id for task in tasks.held_out})
     yield "tasks", (
         f"{len(tasks.training)} of {cfg.environment.name} ({cfg.environment.split}); panel of "
-        f"{len(tasks.held_out)} episodes on {panel} tasks ({cfg.evaluation.split})"
+        f"{len(tasks.held_out)} episodes on {panel} tasks ({cfg.evaluation.split}){made}"
     )
     yield "iteration", (
         f"{rollout.groups} tasks x {rollout.group_size} episodes of <= {cfg.environment.max_steps} steps; "

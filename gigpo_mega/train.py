@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the options and train, or only say what would be done."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     dry_run = "--dry-run" in arguments
-    others = {"--dry-run": "check everything, print what would run, and start nothing"}
+    others = {"--dry-run": "check everything, make generated tasks, print what would run, and start nothing"}
     cfg = load_config([word for word in arguments if word != "--dry-run"], "gigpo-mega train", others)
     if dry_run:
         from gigpo_mega.dry_run import describe_run

@@ -88,7 +88,7 @@ def test_a_dry_run_checks_loads_tasks_and_starts_nothing(tmp_path: Path) -> None
     played = r"2 workers, actors of Ray with 1 environment process\(es\), 8 episodes at once"
     assert re.search(rf"^rollout +{played}, 1 iteration\(s\) ahead of the learner$", said, re.M)
     assert "3 SGLang server(s) in the Ray cluster, started by the run" in said
-    assert "8 of alfworld (train); panel of 4 episodes on 4 tasks (valid_unseen)" in said
+    assert f"8 of alfworld (train); panel of 4 episodes on 4 tasks (valid_unseen), made in {games}\n" in said
     assert "2 tasks x 4 episodes of <= 5 steps; advantage gigpo; 20 rows per update" in said
     assert games.is_dir()
     assert not output.exists()

@@ -48,8 +48,12 @@ def open_output(cfg: Config, changed: Sequence[Change], start: int) -> None:
     """Make `cfg.output` this run's, which starts from iteration `start` and has `changed` (`check_resume`).
 
     A configuration that differs from that of the run which is resumed is printed as a difference; the old one
-    is kept as `config.until_NNNNNN.yaml`, and what it sampled after the checkpoint is set aside.
+    is kept as `config.until_NNNNNN.yaml`, and what it sampled after the checkpoint is set aside. A run that
+    has done more iterations than `cfg` asks for is left as it is.
     """
+    if start > cfg.iterations:  # the configuration stays that of what was done
+        sys.stderr.write(f"nothing to do: {start} iterations are done\n")
+        return
     cfg.output.mkdir(parents=True, exist_ok=True)
     before = cfg.output / CONFIG
     if changed:

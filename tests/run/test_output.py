@@ -93,6 +93,18 @@ def test_a_resume_prints_the_difference_and_keeps_the_old_configuration(
     assert (old.optimizer.lr, new.optimizer.lr) == (1e-6, 5e-6)
 
 
+def test_a_run_that_has_done_more_than_is_asked_for_is_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened(config(tmp_path, iterations=40))
+    (tmp_path / "evaluation_000040.json").touch()
+    before = (tmp_path / "config.yaml").read_text()
+    assert opened(config(tmp_path, iterations=5, resume=True), start=40)
+    assert capsys.readouterr().err == "nothing to do: 40 iterations are done\n"
+    assert (tmp_path / "config.yaml").read_text() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "evaluation_000040.json"]
+
+
 def test_the_configuration_of_the_first_iterations_is_kept_however_often_they_are_resumed(
     tmp_path: Path,
 ) -> None:

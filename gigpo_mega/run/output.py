@@ -81,7 +81,7 @@ def check_resume(cfg: Config) -> tuple[bool, list[Change]]:
     """Whether `cfg.output` holds a run, which `cfg` then continues, and what `cfg` changes of it.
 
     Reads only. Raises UserError if the folder holds a run that was not to be resumed, holds none that could
-    be, or if a field of `FIXED` has changed.
+    be, if a field of `FIXED` has changed, or if groups that it keeps would be deleted.
     """
     held = holds_run(cfg.output)
     if held and not cfg.resume:
@@ -173,6 +173,12 @@ def _set_aside(output: Path, start: int) -> None:
 
 def _refuse(changed: list[Change]) -> None:
     for path, old, new in changed:
+        if path == "checkpoint.groups_gib" and new is not None and (old is None or new < old):
+            kept = "null" if old is None else old
+            raise UserError(
+                f"{path} {new} would delete groups of the run, which keeps {kept} (GiB; null is all); give "
+                f"--{path} {kept}, or choose another output"
+            )
         for fixed, reason in FIXED.items():
             if path == fixed or path.startswith(fixed + "."):
                 raise UserError(

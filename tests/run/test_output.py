@@ -193,3 +193,19 @@ def test_two_runs_on_one_output(tmp_path: Path) -> None:
         other.kill()  # however it ends, the folder is free
     lock(tmp_path).close()
     lock(tmp_path).close()
+
+
+@pytest.mark.parametrize(("kept", "given", "refused"), [
+    (10.0, 0.0, True), (None, 10.0, True), (0.0, 10.0, False), (10.0, None, False), (10.0, 10.0, False),
+])  # fmt: skip
+def test_a_resume_does_not_delete_groups_that_were_to_be_kept(
+    kept: float | None, given: float | None, refused: bool, tmp_path: Path
+) -> None:
+    opened(config(tmp_path, checkpoint=CheckpointConfig(groups_gib=kept)))
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    again = config(tmp_path, checkpoint=CheckpointConfig(groups_gib=given), resume="auto")
+    if not refused:
+        assert opened(again)
+        return
+    with pytest.raises(UserError, match=r"^checkpoint.groups_gib \S+ would delete groups .*; give --check"):
+        opened(again)

@@ -75,7 +75,7 @@ def _machine() -> Iterator[str]:
 
 
 def _run(folder: Path) -> Iterator[str]:
-    for name in ("config.yaml", "metrics.jsonl", *sorted(path.name for path in folder.glob("*.log"))):
+    for name in ("config.yaml", "metrics.jsonl", *sorted(path.name for path in folder.glob("*.log*"))):
         if (folder / name).is_file():
             lines = 10**6 if name == "config.yaml" else 1 if name == "metrics.jsonl" else LINES
             with (folder / name).open(encoding="utf-8", errors="replace") as file:

@@ -151,6 +151,18 @@ def test_an_early_death_is_one_line_with_its_cause(tmp_path: Path, monkeypatch: 
     assert "\n" not in message
 
 
+def test_the_log_of_the_server_before_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = launcher(tmp_path, monkeypatch, "import os; raise RuntimeError(f'process {os.getppid()}')")
+    causes: list[str] = []
+    for _ in range(3):
+        with pytest.raises(UserError) as caught, server:
+            pass
+        causes.append(str(caught.value).partition("RuntimeError: ")[2].partition(" (log")[0])
+    assert len(set(causes)) == 3
+    assert causes[2] in (tmp_path / "log").read_text()
+    assert causes[1] in (tmp_path / "log.1").read_text()
+
+
 def test_a_server_that_never_gets_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "print('loading weights', flush=True)" + SLEEPER
     server = launcher(tmp_path, monkeypatch, script, timeout=1.5)

@@ -126,6 +126,8 @@ class SGLangServer(Launched):
             host, _, port = self.url.removeprefix("http://").rpartition(":")
             self._port = hold_port(host, int(port))
         self._log.parent.mkdir(parents=True, exist_ok=True)
+        if self._log.exists():  # why the server before ended is worth knowing
+            self._log.replace(self._log.with_name(f"{self._log.name}.1"))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "gigpo_mega.rollout.engines.supervisor", *self._command()],

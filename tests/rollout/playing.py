@@ -21,6 +21,7 @@ from gigpo_mega.config import (
     ObjectiveConfig,
     PromptConfig,
     RolloutConfig,
+    TelemetryConfig,
 )
 from gigpo_mega.rollout.session import RolloutSession
 from gigpo_mega.types import Group
@@ -77,6 +78,7 @@ def session(
         environment=EnvironmentConfig(name=name, options=options or {}, max_steps=9, workers=2),
         model=ModelConfig(path=model),
         objective=ObjectiveConfig(old_logprob="engine"),
+        telemetry=TelemetryConfig(timeline=True),
         prompt=PromptConfig(dialogue="compact"),
         rollout=RolloutConfig(workers=workers, max_prompt_tokens=64, concurrency=16, **rollout),
     )

@@ -298,6 +298,7 @@ def test_groups_are_those_of_one_iteration_after_another_and_engines_come_and_go
 ) -> None:
     goals = [(2, 3), (1, 4), (3, 2), (2, 1)]
     kept: list[dict[int, Group]] = [{} for _ in goals]
+    spans: list[int] = []
 
     def quota(iteration: int) -> Quota:
         each = tasks(*goals[iteration])
@@ -305,6 +306,7 @@ def test_groups_are_those_of_one_iteration_after_another_and_engines_come_and_go
 
     def play(made: Any, iteration: int) -> list[int]:
         assert made.collect_ahead(range(iteration, len(goals)), quota)
+        spans.append(len(made.spans()))
         return [engine.requests for engine in made.engines]
 
     with session(tmp_path, urls, workers, group_size=SIZE, groups=2) as made:
@@ -318,4 +320,6 @@ def test_groups_are_those_of_one_iteration_after_another_and_engines_come_and_go
         assert made.lost == {}
         assert sum(play(made, 3)) == SIZE * sum(goals[3])
         assert [content(groups) for groups in kept] == [content(groups) for groups in turns]
+        assert min(spans) > 0  # what ran is told while the next groups are played
+        assert not made._player.counts.finished  # of groups that are played no longer
         assert made.collect(Quota.of(tasks(2)), SIZE, 1.0).keys() == {0}  # the panel, between two stretches

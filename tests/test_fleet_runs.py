@@ -81,7 +81,9 @@ def test_a_run_goes_on_after_an_engine_is_killed_in_the_middle_of_a_push(
     assert max(row["engine/logprob_gap_max"] for row in rows) < 1e-5
     assert max(row.get("staleness/logprob_gap_1", 0.0) for row in rows) < 0.5
     assert [row["engine/lost"] for row in rows[1:]] == [0, 0]
-    assert min(row["engine/requests_min"] for row in rows[1:]) > 0
+    served = [row["engine/requests_min"] for row in rows[1:]]
+    # Ahead, all episodes of an iteration may begin at the engine that was idle, and stay there.
+    assert (max(served) if more[0] == "--rollout.max_staleness" else min(served)) > 0
 
 
 def workstation(folder: Path) -> dict[str, str]:

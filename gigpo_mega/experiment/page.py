@@ -19,7 +19,7 @@ _TITLES = {
     ),
     "differences": (
         "Differences",
-        "Paired by seed, 95% interval. Blue: may be claimed. Ticks: single seeds.",
+        "Paired by seed, 95% interval. Blue: clear of 0, also by the exact test. Ticks: single seeds.",
     ),
     "mechanism": ("Mechanism by iteration", "Means over seeds."),
     "cost": ("Cost", "Seconds depend on what else the machine did."),

@@ -104,8 +104,11 @@ def _differences(reference: str, title: str, found: Mapping[str, Any]) -> Table:
         ]
         for name, one in found.items()
     ]
-    head = ["variant", "seeds", "mean difference", "sign-flip p", "probability of improvement", "claimed"]
-    note = f"Paired by seed, in points: {title}. The probability of improvement is in percent."
+    head = ["variant", "seeds", "mean difference", "sign-flip p", "probability of improvement", "clear of 0"]
+    note = (
+        f"Paired by seed, in points: {title}. The probability of improvement is in percent. Clear of 0: the "
+        "interval is, and the exact test has p <= 0.05."
+    )
     return Table(f"Minus {reference}: {title}", note, head, rows)
 
 

@@ -31,10 +31,10 @@ def describe_run(cfg: Config) -> str:
     stack = decide(cfg.stack, engine=not cfg.engine.urls)
     checked = check(cfg, stack, weights=False)
     resumed, _ = check_resume(cfg)
-    games = Path(str(cfg.environment.tasks.get("data")))
-    absent = not games.exists()
-    tasks = load_tasks(cfg)
-    made = f", made in {games}" if absent and games.exists() else ""
+    data = cfg.environment.tasks.get("data")
+    folders = [folder for folder in map(Path, [data] if data else []) if not folder.exists()]
+    tasks = load_tasks(cfg)  # which may make them
+    made = "".join(f", made in {folder}" for folder in folders if folder.exists())
     lines = _lines(checked, stack, tasks, made, resumed)
     return "\n".join(f"{name:<10} {text}" for name, text in lines)
 

@@ -102,15 +102,15 @@ class Ahead:
 
     def lose(self, number: int, reason: str) -> None:
         """As `GroupPlayer.lose`, from any thread."""
-        self._done_by_now(self._player.lose, number, reason)
+        self._complete(self._player.lose, number, reason)
 
     def readmit(self, urls: Sequence[str]) -> None:
         """As `GroupPlayer.readmit`, from any thread."""
-        self._done_by_now(self._player.readmit, urls)
+        self._complete(self._player.readmit, urls)
 
     def hold(self, held: bool) -> None:
         """As `GroupPlayer.hold`, from any thread."""
-        self._done_by_now(self._player.hold, held)
+        self._complete(self._player.hold, held)
 
     def close(self) -> None:
         """Give up what is played; harmless when repeated."""
@@ -122,13 +122,15 @@ class Ahead:
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(act, *args)
 
-    def _done_by_now(self, act: Callable[..., Any], *args: Any) -> None:
+    def _complete(self, act: Callable[..., Any], *args: Any) -> None:
         """`act(*args)` in the event loop, or here after its end; returns when it has been done."""
         done = threading.Event()
 
         def do() -> None:
-            act(*args)
-            done.set()
+            try:
+                act(*args)
+            finally:
+                done.set()
 
         self._call(do)
         while self._thread.is_alive():

@@ -154,9 +154,10 @@ class Run:
         if not self._plays:
             return
         with self._held_engines():
-            self._push_weights()
+            self._push_until_taken()
 
-    def _push_weights(self) -> None:
+    def _push_until_taken(self) -> None:
+        """Push to engines that are all alive; those that were lost are revived before."""
         refused: PushError | None = None
         for _ in range(self._cfg.engine.restarts + 1):
             lost = self._on_leader(Leader.lost_engines)
@@ -166,7 +167,7 @@ class Run:
                 return
             if lost:
                 self._revive(lost)
-            refused = self._push()
+            refused = self._push_once()
             if refused is None:
                 self._pushed = self.learner.iteration
                 self._on_leader(Leader.readmit_engines, self._urls)
@@ -227,8 +228,8 @@ class Run:
         found = on_nodes(layout, _launch, self._engines)
         self._urls = [url for node in found for url in node]
 
-    def _push(self) -> PushError | None:
-        """Push once; why the engines of a node did not take the weights, on every rank, or None.
+    def _push_once(self) -> PushError | None:
+        """Push; why the engines of a node did not take the weights, on every rank, or None.
 
         All ranks gather, to the end even if a push has failed before, and the first of each node sends.
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,29 +11,27 @@ import numpy as np
 import pytest
 import torch
 
-from gigpo_mega.learner import layout as parallel
 from gigpo_mega.learner.samples import outline
 from gigpo_mega.learner.targets import plan_updates
 from gigpo_mega.learner.transfer import on_device
 from gigpo_mega.learner.update import surrogate
 from tests.learner import ranks
-from tests.tiny import random_steps, write_policy
+from tests.tiny import random_steps
 
 pytestmark = pytest.mark.distributed
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ranks.Place]:
-    cfg = ranks.config()
-    layout = parallel.initialize(cfg.parallel, seed=0)
-    folder = tmp_path_factory.mktemp("policy")
-    yield ranks.Place(cfg, write_policy(folder), folder, layout)
-    parallel.shutdown()
 
 
 def test_on_a_cpu_nothing_is_copied() -> None:
     values = np.arange(5, dtype=np.float32)
     assert on_device(values, torch.device("cpu")).data_ptr() == values.ctypes.data
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_what_the_host_had() -> None:
+    values = np.arange(1 << 20)
+    sent = on_device(values, torch.device("cuda"))
+    del values  # its pinned copy lives until it has been read
+    assert torch.equal(sent.cpu(), torch.arange(1 << 20))
 
 
 def test_an_array_with_gaps_arrives_whole() -> None:

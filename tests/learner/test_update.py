@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import torch
 from gigpo_mega.coldstart.clone import cloning_loss
 from gigpo_mega.config import CheckpointConfig, Config
 from gigpo_mega.errors import UserError
-from gigpo_mega.learner import layout as parallel
 from gigpo_mega.learner import update
 from gigpo_mega.learner.checkpoint import Checkpoints
 from gigpo_mega.learner.learner import Learner, UpdateStats
@@ -24,18 +23,9 @@ from gigpo_mega.weights import live
 from kernels.logprob import chunked
 from kernels.logprob.statistics import Rows
 from tests.learner import ranks
-from tests.tiny import random_steps, write_policy
+from tests.tiny import random_steps
 
 pytestmark = pytest.mark.distributed
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ranks.Place]:
-    cfg = ranks.config()
-    layout = parallel.initialize(cfg.parallel, seed=0)
-    folder = tmp_path_factory.mktemp("policy")
-    yield ranks.Place(cfg, write_policy(folder), folder, layout)
-    parallel.shutdown()
 
 
 def config(**changes: Any) -> Config:

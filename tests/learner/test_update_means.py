@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gigpo_mega.learner import layout as parallel
 from gigpo_mega.learner import update
 from tests.learner import ranks
-from tests.tiny import write_policy
 
 pytestmark = pytest.mark.distributed
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ranks.Place]:
-    cfg = ranks.config()
-    layout = parallel.initialize(cfg.parallel, seed=0)
-    folder = tmp_path_factory.mktemp("policy")
-    yield ranks.Place(cfg, write_policy(folder), folder, layout)
-    parallel.shutdown()
 
 
 def measured(place: ranks.Place, low: float) -> dict[str, float]:

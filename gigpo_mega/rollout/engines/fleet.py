@@ -115,9 +115,9 @@ class Fleet:
     def hold(self, held: bool) -> None:
         """While `held` the engines are paused, and are not blamed for their silence."""
         self._held = held
-        for member in () if held else self.members:
-            member.answered = max([member.answered, *map(_now, member.running)])
-            member.running = {request: _now(request) for request in member.running}
+        for member in self.members:
+            for request in member.running:
+                member.answered = member.running[request] = request.get_loop().time()
             member.doubts.clear()
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, session: int = 0) -> Completion:
@@ -217,11 +217,6 @@ async def _ask(member: Member, prompt_ids: Sequence[int], sampling: Sampling, se
     member.answered = loop.time()
     member.cached_tokens += completion.cached_tokens
     return completion
-
-
-def _now(request: _Request) -> float:
-    """The time, by the clock of the event loop of `request`."""
-    return request.get_loop().time()
 
 
 def _lose(member: Member, reason: str) -> None:

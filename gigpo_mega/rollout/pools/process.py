@@ -34,19 +34,22 @@ class ProcessWorker(Worker):
 
     def obituary(self) -> str:
         """How it ended."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=1)
-        self.end_group()
         died = f"died with status {self.process.returncode}; its own message stands above"
         return f"environment worker {self.process.pid} {self.killed or died}"
 
-    def end_group(self) -> None:
-        """Kill it, and what its environments have started; once, as its number may be another's later."""
-        if not self.over:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.over = True
+    def end(self, patience: float = 0.0) -> None:
+        """Give it `patience` seconds to end, then kill it; in any case what its environments have started.
+
+        Once, as its number may be another's later.
+        """
+        if self.over:
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=patience)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.over = True
 
 
 class ProcessPool(BatchedPool[ProcessWorker]):
@@ -115,7 +118,7 @@ class ProcessPool(BatchedPool[ProcessWorker]):
         return worker.mark.read()
 
     def _kill(self, worker: ProcessWorker) -> None:
-        worker.end_group()
+        worker.end()
 
     def _stop(self, worker: ProcessWorker) -> None:
         _leave(worker, patience=0)
@@ -126,6 +129,7 @@ class ProcessPool(BatchedPool[ProcessWorker]):
             while True:
                 (size,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
                 self._deliver(worker, pickle.loads(await reader.readexactly(size)))  # from our own child
+        worker.end(patience=1)  # its status is part of its obituary
         self._gone(worker, worker.obituary(), worker.mark.read()[0])
 
 
@@ -134,6 +138,4 @@ def _leave(worker: ProcessWorker, patience: float) -> None:
     with contextlib.suppress(OSError):
         worker.connection.shutdown(socket.SHUT_RDWR)  # the worker reads the end and leaves
     worker.connection.close()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        worker.process.wait(timeout=patience)
-    worker.end_group()
+    worker.end(patience)

@@ -1,8 +1,9 @@
 """Time `estimate` on a table shaped like one of ALFWorld: `python tools/bench_advantage.py --rows 51200`.
 
 Tasks of 8 episodes of up to 50 steps, which share states (the first one always). Timed are scores, returns,
-grouping and both normalizations, all on one thread; anchor keys are made during rollout. With --similarity:
-CPU seconds of `advantage.similarity` on an iteration of search QA, 256 tasks of 20 steps, and of difflib.
+grouping and both normalizations, all on one thread; anchor keys are made during rollout. With --memory: what
+every estimator allocates at its peak. With --similarity: CPU seconds of `advantage.similarity` on an
+iteration of search QA, 256 tasks of 20 steps, and of difflib.
 """
 
 from __future__ import annotations
@@ -21,9 +22,16 @@ def main() -> None:
     options.add_argument("--rows", type=COUNT, default=51200, help="rows of the table")
     options.add_argument("--estimator", default="gigpo", choices=BUILT_IN, help="what is timed")
     options.add_argument("--repeats", type=COUNT, default=31, help="timed runs, of which the median counts")
-    options.add_argument("--similarity", action="store_true", help="time grouping by similarity instead")
+    instead = options.add_mutually_exclusive_group()
+    instead.add_argument("--memory", action="store_true", help="measure the memory of all estimators instead")
+    instead.add_argument("--similarity", action="store_true", help="time grouping by similarity instead")
     given = options.parse_args()
-    record = similarity() if given.similarity else estimate(given.rows, given.repeats, given.estimator)
+    if given.similarity:
+        record = similarity()
+    elif given.memory:
+        record = memory(given.rows)
+    else:
+        record = estimate(given.rows, given.repeats, given.estimator)
     publish(record, given)
 
 
@@ -35,6 +43,16 @@ def estimate(rows: int, repeats: int, estimator: str) -> dict[str, Any]:
     print(f"{estimator}, {rows} rows: {1000 * record['seconds']:.1f} ms (median of {repeats})")
     for name, value in record["parts"].items():
         print(f"  {name:18s} {1000 * value:6.1f} ms")
+    return record
+
+
+def memory(rows: int) -> dict[str, Any]:
+    """Measure and print what every estimator allocates at its peak."""
+    from tools.bench.advantage import make_table, measure_memory
+
+    record = measure_memory(make_table(rows))
+    for name, size in record["peak_bytes"].items():
+        print(f"{name:28} {size / 1e6:6.2f} MB, {size / rows:4.0f} bytes per step")
     return record
 
 

@@ -1,15 +1,16 @@
-"""Seconds of `estimate` and of its parts, on one thread."""
+"""Seconds and memory of `estimate`, on one thread."""
 
 from __future__ import annotations
 
 import statistics
 import time
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from gigpo_mega.algorithms.advantage import estimate
+from gigpo_mega.algorithms.advantage import BUILT_IN, estimate
 from gigpo_mega.algorithms.anchors import anchor_key
 from gigpo_mega.algorithms.primitives import PRESETS, anchor_groups, relative, returns, step_columns
 from gigpo_mega.config import AdvantageConfig
@@ -86,5 +87,27 @@ def measure(rows: RowTable, repeats: int, estimator: str = "gigpo") -> dict[str,
         "seconds": statistics.median(whole),
         "quantiles": {"min": whole[0], "p10": whole[repeats // 10], "p90": whole[repeats * 9 // 10]},
         "parts": {name: statistics.median(seconds(work, repeats)) for name, work in parts.items()},
+        **provenance("numpy"),
+    }
+
+
+def peak_bytes(rows: RowTable, estimator: str) -> int:
+    """Most bytes that `estimate` has allocated at once beside its rows, of arrays and of objects."""
+    cfg = AdvantageConfig(estimator=estimator, backend="numpy")
+    estimate(rows, cfg)  # what the first call imports and keeps is not an iteration's
+    tracemalloc.start()
+    try:
+        estimate(rows, cfg)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def measure_memory(rows: RowTable) -> dict[str, Any]:
+    """The record: the peak of every built-in estimator on the same rows, in bytes."""
+    return {
+        "benchmark": "advantage_memory",
+        "rows": len(rows),
+        "peak_bytes": {name: peak_bytes(rows, name) for name in BUILT_IN},
         **provenance("numpy"),
     }

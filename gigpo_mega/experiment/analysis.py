@@ -28,6 +28,7 @@ MECHANISM = {
     "advantage/nonzero": "share of steps that train",
     "time/advantage": "seconds of grouping and advantages",
     "time/total": "seconds of an iteration",
+    "memory/learner_gib": "GiB of the learner",
 }
 
 

@@ -27,7 +27,7 @@ _COLORS = (
     "#d4a017",
     "#9b2d2d",
 )
-_SHOWN = tuple(name for name in MECHANISM if not name.startswith("time/"))
+_SHOWN = tuple(name for name in MECHANISM if not name.startswith(("time/", "memory/")))
 
 
 def draw(spec: Spec, summary: Mapping[str, Any], records: Sequence[Record], folder: Path) -> list[Path]:

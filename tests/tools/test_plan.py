@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -236,6 +237,19 @@ def test_a_fleet_plays_in_parallel_down_to_the_seconds_of_one_episode() -> None:
     assert nodes.total == pytest.approx(whole.total, rel=0.01)  # eight times the rows
     same = make(shape, recipe(), Cluster(DEVICES["h100"], 8), work).seconds
     assert (round(whole.total), round(same.total), round(same.decode)) == (173, 81, 68)
+
+
+def test_hours_of_the_papers_runs_are_those_of_the_page() -> None:
+    page = (ROOT / "docs/results.md").read_text()
+    rows = re.findall(r"^\| `tools/launch/torchrun.sh (\S+)` \| (.+) \| (.+) \| (.+) \|$", page, re.MULTILINE)
+    assert len(rows) == 6
+    assert rows[0] == ("configs/alfworld/qwen2.5-1.5b.yaml", "150", "52", "2.2")
+    for config, iterations, seconds, hours in rows:
+        cfg = load_config([str(ROOT / config)], "")
+        shape = find(str(cfg.model.path))
+        total = make(shape, cfg, Cluster(DEVICES["h100"]), Workload.of(cfg)).seconds.total
+        assert cfg.iterations == int(iterations), config
+        assert (round(total), f"{total * cfg.iterations / 3600:.1f}") == (int(seconds), hours), config
 
 
 def test_blocks_of_logits_take_192_mib() -> None:

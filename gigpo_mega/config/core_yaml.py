@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,6 +72,15 @@ def load(text: str) -> Any:
 def dump(values: Any) -> str:
     """`values` as a YAML document that `load` reads back."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The path and the value of everything in nested mappings that is no mapping, or an empty one."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(cast(Mapping[str, Any], value), f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -121,8 +121,12 @@ def load_config(
 
 def save_config(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML, atomically; `load_config([path])` gives an equal one."""
-    values = _ADAPTER.dump_python(config, mode="json")
-    replace_text(path, dump(values))
+    replace_text(path, dump(config_values(config)))
+
+
+def config_values(config: Config) -> dict[str, Any]:
+    """`config` as nested values of YAML."""
+    return _ADAPTER.dump_python(config, mode="json")
 
 
 def describe(program: str, others: Mapping[str, str], about: str = "", files: Sequence[Path] = ()) -> str:

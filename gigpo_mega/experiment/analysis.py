@@ -30,11 +30,12 @@ MECHANISM = {
     "time/total": "seconds of an iteration",
     "memory/learner_gib": "GiB of the learner",
 }
+REPLACED = "rollout/groups_replaced"
 
 
 def analyze(spec: Spec, records: Sequence[Record]) -> dict[str, Any]:
     """The summary of `records`, which need not be complete; raises UserError if there is no run."""
-    runs = [record for record in records if record["variant"] in spec.variants]
+    runs = [record for record in records if record["variant"] != COLDSTART]
     if not runs:
         raise UserError("the store has no runs yet; run the experiment without --analyze")
     grouped = by_variant(spec, runs)
@@ -91,6 +92,7 @@ def mean_curve(values: Float64) -> Float64:
 def _variant(runs: Sequence[Record]) -> dict[str, Any]:
     found: dict[str, Any] = {"seeds": [record["seed"] for record in runs]}
     found["before"] = _mean([record["before"]["success"] for record in runs if record["before"]])
+    found["groups"] = _mean([groups_played(record) for record in runs])
     for kind in SCORES:
         scores = np.array([score(record, kind) for record in runs])
         interval = asdict(mean_interval(scores))
@@ -101,6 +103,13 @@ def _variant(runs: Sequence[Record]) -> dict[str, Any]:
     }
     found["mechanism"] = {metric: _ends(curve(runs, metric)) for metric in MECHANISM}
     return found
+
+
+def groups_played(record: Record) -> float:
+    """The groups of all iterations of a run, with those in whose place others were played."""
+    config, curves = record["config"], record["curves"]
+    replaced = sum(min(count, config["rollout.spare_groups"]) for count in curves.get(REPLACED, ()))
+    return config["rollout.groups"] * len(curves["rollout/success"]) + replaced
 
 
 def _ends(values: Float64) -> dict[str, float | None]:

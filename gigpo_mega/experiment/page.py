@@ -28,7 +28,8 @@ _TITLES = {
 
 def render(name: str, spec: Spec, summary: Mapping[str, Any], pictures: Sequence[Path]) -> str:
     """The HTML document with `pictures`, which are PNGs."""
-    parts = [f"<h1>{escape(name)}</h1>", *(f'<p class="soft">{escape(line)}</p>' for line in state(summary))]
+    lines = (f'<p class="soft">{escape(line)}</p>' for line in state(spec, summary))
+    parts = [f"<h1>{escape(name)}</h1>", *lines]
     parts += [card(table.title, table.note, table.html) for table in tables(spec, summary)]
     for picture in pictures:
         data = base64.b64encode(picture.read_bytes()).decode()

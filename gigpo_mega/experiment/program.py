@@ -22,7 +22,7 @@ from gigpo_mega.experiment.page import render
 from gigpo_mega.experiment.pictures import draw
 from gigpo_mega.experiment.runner import Progress, complain, run_jobs
 from gigpo_mega.experiment.spec import Spec, load_spec
-from gigpo_mega.experiment.store import Store, check_equal, coldstart_record, record_of
+from gigpo_mega.experiment.store import Store, coldstart_record, record_of
 from gigpo_mega.experiment.tables import markdown
 from gigpo_mega.storage.files import replace_text
 from gigpo_mega.tasks import load_tasks
@@ -35,19 +35,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = options.output or Path("runs/experiments") / name
     store = Store(options.store or options.spec.with_suffix(""))
     wanted = jobs(spec, folder, options.seeds)
+    store.read(spec)  # refuses records of other settings before anything runs
     if options.dry_run:
         todo = _todo(store, wanted)
         print(*(f"{'todo' if job in todo else 'done'} {job.name}" for job in wanted), sep="\n")
         return
     failed = [] if options.analyze else _run(spec, folder, store, wanted, options.jobs)
-    print(publish(name, spec, store, folder))
-    complain(failed)
+    try:
+        print(publish(name, spec, store, folder))
+    finally:
+        complain(failed)  # of a store without runs, too, if that is why
 
 
 def publish(name: str, spec: Spec, store: Store, folder: Path) -> Path:
     """Write summary, tables and pictures into the store; the page, whose path it returns, into `folder`."""
-    records = store.read()
-    check_equal(records)
+    records = store.read(spec)
     summary = analyze(spec, records)
     replace_text(store.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
     replace_text(store.folder / "summary.md", markdown(name, spec, summary))

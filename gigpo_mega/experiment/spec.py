@@ -39,6 +39,8 @@ class Spec:
     """Fields in which all runs differ from the recipe."""
     references: list[str] = field(default_factory=list[str])
     """Variants that all others are compared with; the curves are drawn over the first one's."""
+    main: list[str] = field(default_factory=list[str])
+    """A variant and a reference: their difference on the panel is the main question, others are secondary."""
     power_for: list[int] = field(default_factory=list[int])
     """A pilot's: numbers of seeds that a later experiment may have; the summary says what they could show."""
     coldstart: Path | None = None
@@ -52,12 +54,15 @@ class Spec:
         require(len(set(self.seeds)) == len(self.seeds), f"seeds {self.seeds} names one twice")
         require(min(self.seeds) >= 0, f"seeds must be >= 0, got {min(self.seeds)}")
         require(self.seeds_per_coldstart >= 1, "seeds_per_coldstart must be >= 1")
+        require(min(self.power_for, default=2) >= 2, f"power_for {self.power_for}: numbers of seeds, from 2")
         require(bool(self.variants), "variants is empty; name at least one")
         for name in self.variants:
             legal = _NAME.fullmatch(name) is not None and name != COLDSTART
             require(legal, f"variants: {name!r} must be a word of a-z, 0-9 and _ other than {COLDSTART}")
         for name in self.references:
             require(name in self.variants, f"references: {name!r} is none of the variants")
+        pair = len(self.main) == 2 and self.main[0] in self.variants and self.main[1] in self.references
+        require(not self.main or pair, f"main {self.main}: name a variant and the reference it is held to")
         return self
 
     def coldstart_seed(self, seed: int) -> int:
@@ -71,12 +76,26 @@ class Spec:
 
     def coldstart_words(self) -> list[str]:
         """Those of the cold start, which only settings of demonstrations, policy and cloning concern."""
-        own = {path: v for path, v in self.settings.items() if path.startswith(_OF_THE_COLDSTART)}
-        return [str(self.recipe), str(self.coldstart), *flags(own)]
+        return [str(self.recipe), str(self.coldstart), *flags(self._of_the_coldstart)]
 
     def config(self, variant: str = "") -> Config:
-        """The configuration of a variant, seed, output and policy apart; raises ConfigError."""
-        return load_config(self.words(variant), "gigpo-mega experiment")
+        """The configuration of a variant or COLDSTART, seed, output and policy apart; raises ConfigError."""
+        words = self.coldstart_words() if variant == COLDSTART else self.words(variant)
+        return load_config(words, "gigpo-mega experiment")
+
+    def has(self, variant: str, seed: int) -> bool:
+        """Whether a run, or the panel of a cold start, is of this experiment as it is."""
+        named = variant in self.variants or (variant == COLDSTART and self.coldstart is not None)
+        return named and seed in self.seeds
+
+    def sets(self, variant: str) -> Settings:
+        """The fields in which a variant, or COLDSTART, differs from its files."""
+        settings = self._of_the_coldstart if variant == COLDSTART else self.settings
+        return settings | self.variants.get(variant, {})
+
+    @property
+    def _of_the_coldstart(self) -> Settings:
+        return {path: v for path, v in self.settings.items() if path.startswith(_OF_THE_COLDSTART)}
 
 
 COLDSTART = "coldstart"  # takes the place of a variant in the names of cold starts
@@ -102,7 +121,7 @@ def load_spec(file: Path) -> Spec:
             raise ConfigError(f"{file}: {name}: {error}") from None
     if spec.coldstart is not None:
         try:
-            load_config(spec.coldstart_words(), "gigpo-mega experiment")
+            spec.config(COLDSTART)
         except ConfigError as error:
             raise ConfigError(f"{file}: coldstart: {error}") from None
     for variant in spec.variants:

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gigpo_mega.config.core_yaml import read
+from gigpo_mega.config import Config
+from gigpo_mega.config.core_yaml import leaves, read
+from gigpo_mega.config.load import config_values
 from gigpo_mega.errors import UserError
 from gigpo_mega.experiment.jobs import Job
 from gigpo_mega.experiment.runner import attempts
+from gigpo_mega.experiment.spec import Spec
 from gigpo_mega.storage.files import replace_text
 from gigpo_mega.telemetry.metrics import read_rows
 
@@ -42,11 +45,16 @@ class Store:
         lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in record.items()]
         replace_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
-    def read(self) -> list[dict[str, Any]]:
-        """All records, by variant and seed."""
+    def read(self, spec: Spec) -> list[dict[str, Any]]:
+        """The records of runs and cold starts of `spec`, by variant and seed.
+
+        Raises UserError for one that was told otherwise than `spec` says.
+        """
         files = sorted((self.folder / "records").glob("*.json"))
         records = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        return sorted(records, key=lambda record: (record["variant"], record["seed"]))
+        ours = [record for record in records if spec.has(record["variant"], record["seed"])]
+        _check_told(spec, ours)
+        return sorted(ours, key=lambda record: (record["variant"], record["seed"]))
 
 
 def record_of(job: Job, before: Path | None) -> dict[str, Any]:
@@ -79,19 +87,32 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
     return {name: [_rounded(row.get(name)) for row in rows] for name in names}
 
 
-def check_equal(records: Sequence[Mapping[str, Any]]) -> None:
-    """Raise UserError if two runs of a variant have different configurations, seed and paths apart."""
-    first: dict[str, Mapping[str, Any]] = {}
+def told(config: Config) -> dict[str, Any]:
+    """The values of all fields of `config`, by path."""
+    return dict(leaves(config_values(config)))
+
+
+def _check_told(spec: Spec, records: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError if a run has fields of other values than the experiment, seed and paths apart.
+
+    A field that a record lacks is newer than it, and counts only if the experiment sets it.
+    """
+    values = {name: told(spec.config(name)) for name in {record["variant"] for record in records}}
     for record in records:
-        other = first.setdefault(record["variant"], record)
-        a, b = other["config"], record["config"]
-        compared = (a.keys() | b.keys()).difference(_OWN_FIELDS, _OF_THE_LAUNCH)
-        wrong = sorted(name for name in compared if a.get(name) != b.get(name))
-        if wrong:
-            raise UserError(
-                f"{record['variant']}: seeds {other['seed']} and {record['seed']} differ in "
-                f"{', '.join(wrong)}; they cannot be compared: set one of the records aside"
-            )
+        name, config = record["variant"], record["config"]
+        compared = (values[name].keys() & config.keys()) | dict(leaves(spec.sets(name))).keys()
+        for field in sorted(compared.difference(_OWN_FIELDS, _OF_THE_LAUNCH)):
+            had, wanted = config.get(field), values[name].get(field)
+            if not _same(had, wanted):
+                raise UserError(
+                    f"{name}, seed {record['seed']}, was made with {field} {had}, and the experiment says "
+                    f"{wanted}; move its record out of the store, or change it back"
+                )
+
+
+def _same(had: Any, wanted: Any) -> bool:
+    """Whether they are equal, or paths of which the record leaves out the folder of the runs."""
+    return had == wanted or (isinstance(had, str) and f"/{wanted}".endswith(f"/{had}"))
 
 
 def _circumstances(job: Job) -> dict[str, Any]:
@@ -103,23 +124,13 @@ def _circumstances(job: Job) -> dict[str, Any]:
 
 def _config(folder: Path) -> dict[str, Any]:
     """What a run was told, launch apart; its folder of runs is of no use to a reader."""
-    values = _flat(read(folder / "config.yaml"))
+    values = dict(leaves(read(folder / "config.yaml")))
     within = f"{folder.parent}/"
     return {
         name: value.removeprefix(within) if isinstance(value, str) else value
         for name, value in values.items()
         if name not in _OF_THE_LAUNCH
     }
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value
-    return found
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def tables(spec: Spec, summary: Mapping[str, Any]) -> Iterator[Table]:
     yield _mechanism(summary)
 
 
-def state(summary: Mapping[str, Any]) -> list[str]:
+def state(spec: Spec, summary: Mapping[str, Any]) -> list[str]:
     """What the summary is of, and what is missing, in sentences."""
     seeds = ", ".join(map(str, summary["complete_seeds"])) or "none"
     commits = ", ".join(f"{commit[:7]} ({count})" for commit, count in summary["commits"].items())
@@ -61,6 +61,12 @@ def state(summary: Mapping[str, Any]) -> list[str]:
         f"{summary['iterations']} iterations; {', '.join(summary['devices'])}.",
         f"{'Mixed commits' if len(summary['commits']) > 1 else 'Commit'}: {commits}.",
     ]
+    if spec.main:
+        variant, reference = spec.main
+        lines.append(
+            f"The main question is {variant} minus {reference}, {SCORES['panel']}; all other differences are "
+            "secondary, and not corrected for their number."
+        )
     if summary["runs"] < summary["planned"]:
         lines.append("Incomplete: nothing here is a result yet.")
     return lines
@@ -71,7 +77,7 @@ def markdown(name: str, spec: Spec, summary: Mapping[str, Any]) -> str:
     parts = [
         f"# {name}",
         f"<!-- Written by gigpo-mega experiment docs/experiments/{name}.yaml -->",
-        *state(summary),
+        *state(spec, summary),
     ]
     for table in tables(spec, summary):
         parts += [f"## {table.title}", table.note, table.markdown]
@@ -83,13 +89,15 @@ def _success(summary: Mapping[str, Any]) -> Table:
         [
             name,
             str(len(one["seeds"])),
+            f"{one['groups']:.0f}",
             "-" if one["before"] is None else f"{100 * one['before']:.1f}",
             *(_interval(one[kind]) for kind in SCORES),
         ]
         for name, one in summary["variants"].items()
     ]
-    head = ["variant", "seeds", "panel before", *SCORES.values()]
-    return Table("Success", "In percent: mean over seeds, with its bootstrap interval.", head, rows)
+    head = ["variant", "seeds", "groups played", "panel before", *SCORES.values()]
+    note = "In percent: mean over seeds, with its bootstrap interval. Groups played are a run's, their mean."
+    return Table("Success", note, head, rows)
 
 
 def _differences(reference: str, title: str, found: Mapping[str, Any]) -> Table:

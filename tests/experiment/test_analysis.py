@@ -28,6 +28,7 @@ def record(variant: str, seed: int, after: float, training: list[float], **curve
         "device": "FakeDevice",
         "attempts": [{"commit": f"{seed}" * 40}],
         "before": {"success": 0.25},
+        "config": {"rollout.groups": 16, "rollout.spare_groups": 4},
         "after": {"success": after, "kinds": {"look": {"success": after / 2}}},
         "curves": {"rollout/success": training, **curves},
     }
@@ -58,9 +59,18 @@ def test_a_summary_says_what_it_is_of():
     assert found["commits"] == {"2" * 40: 3, "1" * 40: 1}
 
 
-def test_records_of_no_variant_are_left_out():
+def test_an_experiment_without_runs_cannot_be_compared():
     with pytest.raises(UserError, match="no runs yet"):
-        analyze(SPEC, [record("coldstart", 1, 0.5, [0.5]), record("ppo", 1, 0.5, [0.5])])
+        analyze(SPEC, [record("coldstart", 1, 0.5, [0.5])])
+
+
+def test_groups_in_whose_place_others_were_played_count_as_played():
+    """Beyond the spare ones a group is refused, and none is played in its place."""
+    replaced: list[float | None] = [0.0, 3.0, 7.0]
+    records = [record("gigpo", 1, 0.5, [0.5] * 3, **{"rollout/groups_replaced": replaced})]
+    older = record("grpo", 1, 0.5, [0.5] * 3)
+    found = analyze(SPEC, [*records, older])["variants"]
+    assert (found["gigpo"]["groups"], found["grpo"]["groups"]) == (3 * 16 + 3 + 4, 3 * 16)
 
 
 def test_a_mechanism_is_told_at_the_start_and_over_the_last_quarter():

@@ -22,7 +22,7 @@ from gigpo_mega.experiment.analysis import analyze
 from gigpo_mega.experiment.jobs import jobs
 from gigpo_mega.experiment.runner import Progress
 from gigpo_mega.experiment.spec import load_spec
-from gigpo_mega.experiment.store import Store, check_equal
+from gigpo_mega.experiment.store import Store, told
 from gigpo_mega.experiment.tables import markdown
 from tests.experiment.fake_experiment import FAKE
 
@@ -37,6 +37,7 @@ variants:
   gigpo: {advantage.gamma: 0.9}
   grpo: {advantage.estimator: grpo, advantage.gamma: 0.95}
 references: [grpo]
+main: [gigpo, grpo]
 power_for: [5, 8]
 """
 
@@ -97,10 +98,9 @@ def test_the_experiments_of_this_repository_can_run(file: Path, monkeypatch: pyt
 def test_summaries_of_this_repository_are_those_of_its_records(file: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     folder, spec = file.with_suffix(""), load_spec(file)
-    if not (records := Store(folder).read()):
+    if not (records := Store(folder).read(spec)):
         assert not folder.exists()
         return
-    check_equal(records)
     for summary in (analyze(spec, records), json.loads((folder / "summary.json").read_text())):
         assert markdown(file.stem, spec, summary) == (folder / "summary.md").read_text()
 
@@ -145,6 +145,7 @@ def test_an_experiment_ends_with_records_summary_pictures_and_page(
     assert (five["seeds"], five["detectable"], eight["seeds"]) == (5, None, 8)
     assert eight["deviation"] == pytest.approx(2**0.5 * 0.001)
     page = (spec.parent / "runs" / "report.html").read_text()
+    assert "The main question is gigpo minus grpo, success on the panel" in page
     assert page.count("data:image/png;base64,") == 4
     assert 'src="http' not in page
 
@@ -216,11 +217,43 @@ def test_a_failed_run_keeps_no_other_from_running(spec: Path, capsys: pytest.Cap
     assert "cold start, seed 13: failed, see" in capsys.readouterr().err
 
 
-def test_records_of_different_settings_are_not_compared(spec: Path):
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("gamma: 0.9}", "gamma: 0.8}", "gigpo, seed 1, was made with advantage.gamma 0.9, and .* says 0.8; move"),
+    ("iterations: 4", "iterations: 6", "gigpo, seed 1, was made with iterations 4, and .* says 6; move"),
+    ("updates: 7", "updates: 8", "coldstart, seed 1, was made with coldstart.updates 7, and .* says 8; move"),
+])  # fmt: skip
+@pytest.mark.parametrize("how", ["--analyze", "--dry-run", "--jobs=1"])
+def test_records_of_other_settings_are_refused(spec: Path, old: str, new: str, said: str, how: str):
     keep_records(spec, 1, 2)
-    change(spec, "gigpo_2", config={"iterations": 4, "seed": 2, "optimizer.lr": 0.5})
-    with pytest.raises(UserError, match=r"gigpo: seeds 1 and 2 differ in optimizer\.lr"):
+    for file in (spec, spec.parent / "cold.yaml"):
+        file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(UserError, match=said):
+        program.main(words(spec, how))
+    assert not (spec.parent / "runs").exists()
+
+
+def test_a_field_that_is_newer_than_a_record_counts_if_the_experiment_sets_it(spec: Path):
+    keep_records(spec, 1)
+    older = dict(records(spec)["gigpo_1"]["config"])
+    del older["optimizer.beta2"], older["advantage.omega"]
+    change(spec, "gigpo_1", config=older)
+    program.main(words(spec, "--analyze"))
+    spec.write_text(spec.read_text().replace("gamma: 0.9}", "gamma: 0.9, advantage.omega: 2.0}"))
+    with pytest.raises(UserError, match=r"made with advantage.omega None, and the experiment says 2.0"):
         program.main(words(spec, "--analyze"))
+
+
+def test_records_of_seeds_and_variants_that_the_experiment_no_longer_has_are_left_out(spec: Path):
+    keep_records(spec, 1, 2)
+    spec.write_text(spec.read_text().replace("[1, 2, 3]", "[1]"))
+    program.main(words(spec, "--analyze"))
+    assert json.loads((spec.parent / "store" / "summary.json").read_text())["runs"] == 2
+
+
+def test_a_store_without_runs_because_they_failed_says_so(spec: Path):
+    spec.write_text(spec.read_text().replace("[1, 2, 3]", "[13]"))
+    with pytest.raises(UserError, match=r"4 jobs failed or wait .*cold start, seed 13"):
+        program.main(words(spec))
 
 
 def test_runs_of_several_commits_are_shown_as_such(spec: Path):
@@ -240,6 +273,8 @@ def test_runs_of_several_commits_are_shown_as_such(spec: Path):
         ("advantage.gamma: 0.9}", "advantage.gama: 0.9}", "variants.gigpo: unknown key advantage.gama"),
         ("[1, 2, 3]", "[1, 2, 1]", "seeds [1, 2, 1] names one twice"),
         ("[grpo]", "[ppo]", "references: 'ppo' is none of the variants"),
+        ("[gigpo, grpo]", "[grpo, gigpo]", "main ['grpo', 'gigpo']: name a variant and the reference"),
+        ("[5, 8]", "[1, 8]", "power_for [1, 8]: numbers of seeds, from 2"),
         ("  gigpo:", "  coldstart:", "'coldstart' must be a word"),
         ("{iterations: 4", "{coldstart.game: 4, iterations: 4", "coldstart: unknown key coldstart.game"),
         ("{advantage.gamma: 0.9}", "{model.dtype: bfloat16}", "variants.gigpo sets model"),
@@ -256,14 +291,15 @@ def test_a_spec_that_cannot_run_is_refused_in_one_line(spec: Path, old: str, new
 def keep_records(spec: Path, *seeds: int) -> None:
     """Put records of all jobs of `seeds` into the store."""
     store = Store(spec.parent / "store")
-    for job in jobs(load_spec(spec), spec.parent / "runs"):
+    experiment = load_spec(spec)
+    for job in jobs(experiment, spec.parent / "runs"):
         if job.seed in seeds and job.kind != "coldstart":
             panel = {"success": 0.5 + job.seed / 100, "kinds": {"look": {"episodes": 4, "success": 0.5}}}
             store.write(job, {
                 "variant": job.variant, "seed": job.seed, "device": "FakeDevice",
                 "before": panel, "after": panel,
                 "attempts": [{"commit": "0" * 40, "seconds": 1.0, "status": 0}],
-                "config": {"iterations": 4, "seed": job.seed, "optimizer.lr": 0.1},
+                "config": told(experiment.config(job.variant)) | {"seed": job.seed},
                 "curves": {"rollout/success": [0.5, 0.5, 0.6, 0.7], "loss/entropy": [0.5, None, 0.4, 0.3]},
             })  # fmt: skip
 
@@ -294,8 +330,8 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
 
 @pytest.mark.parametrize(("old", "new", "said"), [
     ("variants:", "variant:", "unknown key variant; did you mean variants?"),
-    ("power_for", "zzz", "unknown key zzz; known: recipe, seeds, variants, settings, references, power_for, "
-     "coldstart, seeds_per_coldstart"),
+    ("power_for", "zzz", "unknown key zzz; known: recipe, seeds, variants, settings, references, main, "
+     "power_for, coldstart, seeds_per_coldstart"),
     ("seeds: [1, 2, 3]", "", "seeds is missing; docs/experiments.md has an example"),
     ("recipe: ", "recipe: nowhere.yaml  #", "recipe: cannot read config file nowhere.yaml: No such file"),
     ("recipe: ", "recipe: quickstrt  #", "recipe: 'quickstrt' is no recipe; did you mean quickstart"),

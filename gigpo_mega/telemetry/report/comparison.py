@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from gigpo_mega.config.core_yaml import load
+from gigpo_mega.config.core_yaml import leaves, load
 from gigpo_mega.storage.files import replace_text
 from gigpo_mega.telemetry.report.build import gain, origins, panel_table
 from gigpo_mega.telemetry.report.charts import (
@@ -98,18 +97,13 @@ def render(pair: Pair) -> str:
 
 def differences(one: str, other: str) -> list[tuple[str, str, str]]:
     """(field, value, other value) of two configurations in YAML, those of the launch apart."""
-    left, right = (dict(_leaves(load(text) or {})) for text in (one, other))
+    left, right = (
+        {field: json.dumps(value, default=str) for field, value in leaves(load(text) or {})}
+        for text in (one, other)
+    )
     fields = sorted(field for field in {*left, *right} if field not in _OF_THE_LAUNCH)
     pairs = [(field, left.get(field, "-"), right.get(field, "-")) for field in fields]
     return [(field, a, b) for field, a, b in pairs if a != b]
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, json.dumps(value, default=str)
 
 
 def _origin(run: RunFolder, name: str) -> str:

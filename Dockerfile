@@ -1,5 +1,5 @@
 # The CUDA packages of requirements/gpu.lock on CUDA's compilers, for a driver of CUDA 13 (580 or newer).
-#   docker build -t gigpo-mega .
+#   docker build --build-arg UID=$(id -u) -t gigpo-mega .    (who owns what it writes to a mounted folder)
 #   docker run --gpus all --ipc host -v $PWD/runs:/app/runs gigpo-mega train configs/quickstart.yaml
 # --build-arg TRANSFORMER_ENGINE=1 builds its torch half, APEX=<commit> NVIDIA apex; both take long.
 ARG CUDA=13.0.1

@@ -215,6 +215,7 @@ def test_what_this_machine_cannot_have_is_refused(
     monkeypatch.setattr("gigpo_mega.preflight.find_spec", lambda name: None)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     cfg = config(written(tmp_path), tmp_path)
+    cfg = replace(cfg, model=replace(cfg.model, dtype="bfloat16"))
     changed = replace(cfg, **{section: replace(getattr(cfg, section), **{field: value})})  # type: ignore[arg-type]
     assert refusal(changed).startswith(said)
 

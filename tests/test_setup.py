@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.tags import Tag
 from packaging.version import Version
 
-from tools.check_setup import CUDA, GLIBC, machine_problems, problems
+from tools.check_setup import CUDA, GLIBC, has_nvcc, machine_problems, problems
 from tools.lock_gpu import GLIBC as LOCK_GLIBC
 from tools.lock_gpu import PYTHON, entries, supported
 
@@ -64,7 +64,7 @@ def test_check_setup_sees_what_is_missing() -> None:
     ]
 
 
-GOOD = ((3, 12), "x86_64", (2, 34), 100.0, (13, 0))
+GOOD = ((3, 12), "x86_64", (2, 34), 100.0, (13, 0), True)
 
 
 @pytest.mark.parametrize(("place", "value", "said"), [
@@ -73,6 +73,7 @@ GOOD = ((3, 12), "x86_64", (2, 34), 100.0, (13, 0))
     (2, (2, 31), "glibc is 2.31, SGLang's kernels need 2.34"),
     (3, 12.4, "12 GiB are free here"),
     (4, (12, 8), "the NVIDIA driver runs CUDA 12.8 at most, the packages are built for 13.0; "),
+    (5, False, "there is no nvcc, with which SGLang compiles kernels when it first runs; install"),
 ])  # fmt: skip
 def test_a_machine_that_cannot_have_the_lock_is_told_why(place: int, value: Any, said: str) -> None:
     facts: list[Any] = [*GOOD]
@@ -83,7 +84,21 @@ def test_a_machine_that_cannot_have_the_lock_is_told_why(place: int, value: Any,
 
 def test_a_machine_that_can_have_the_lock_needs_no_driver_yet() -> None:
     assert list(machine_problems(*GOOD)) == []
-    assert list(machine_problems(*GOOD[:4], None)) == []  # an image is built without one
+    assert list(machine_problems(*GOOD[:4], None, False)) == []  # an image is built without one
+
+
+def test_nvcc_is_looked_for_where_sglang_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.touch(mode=0o755)
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PATH", str(nvcc.parent))
+    assert has_nvcc()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "elsewhere"))  # counts first, right or wrong
+    assert not has_nvcc()
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert has_nvcc()
 
 
 def test_the_machine_check_runs_with_the_standard_library_alone() -> None:

@@ -41,8 +41,12 @@ def machine_problems(
     glibc: tuple[int, int],
     free: float,
     cuda: tuple[int, int] | None,
+    compiler: bool,
 ) -> Iterator[str]:
-    """Why a machine cannot have gpu.lock; `free` are GiB, `cuda` is what its driver runs, if it has one."""
+    """Why a machine cannot have gpu.lock; `free` are GiB, `cuda` is what its driver runs, if it has one.
+
+    `compiler` says whether there is an nvcc, which only a machine that runs something needs.
+    """
     if python != PYTHON:
         yield f"Python is {_dotted(python)}, gpu.lock is for {_dotted(PYTHON)} (GPU_PYTHON=...)"
     if architecture != "x86_64":
@@ -58,6 +62,11 @@ def machine_problems(
         yield (
             f"the NVIDIA driver runs CUDA {_dotted(cuda)} at most, the packages are built for "
             f"{_dotted(CUDA)}; update the driver (580 or newer)"
+        )
+    if cuda is not None and not compiler:
+        yield (
+            "there is no nvcc, with which SGLang compiles kernels when it first runs; install the toolkit of "
+            f"CUDA {_dotted(CUDA)}, set CUDA_HOME if it is not /usr/local/cuda, or use the Dockerfile"
         )
 
 
@@ -113,6 +122,15 @@ def dry_run(files: Sequence[str]) -> dict[str, Any]:
         return json.loads(target.read_text())
 
 
+def has_nvcc() -> bool:
+    """Whether nvcc is where SGLang looks for it."""
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    home = next(filter(None, homes), None)
+    if home is None and shutil.which("nvcc"):
+        return True
+    return (Path(home or "/usr/local/cuda") / "bin" / "nvcc").exists()
+
+
 def check_machine() -> int:
     """Print what keeps this machine from gpu.lock, or that it has no GPU yet; returns 1 if anything does."""
     try:
@@ -122,7 +140,8 @@ def check_machine() -> int:
     glibc = platform.libc_ver()[1].split(".") if platform.libc_ver()[0] == "glibc" else ("0", "0")
     free = shutil.disk_usage(ROOT).free / 2**30
     found = (int(glibc[0]), int(glibc[1]))
-    wrong = list(machine_problems(sys.version_info[:2], platform.machine(), found, free, cuda))
+    machine = sys.version_info[:2], platform.machine(), found, free, cuda
+    wrong = list(machine_problems(*machine, compiler=has_nvcc()))
     print("\n".join(wrong or ["this machine can have requirements/gpu.lock", *filter(None, [note])]))
     return bool(wrong)
 

@@ -24,7 +24,16 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Parameter type of learner and engine."""
     layers: Literal["auto", "local", "te"] = "auto"
-    """Layer specification: Transformer Engine if it is installed (auto), or our own layers."""
+    """Layer specification: Transformer Engine in bfloat16 if it is installed (auto), or our own layers."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        require(
+            self.layers != "te" or self.dtype != "float32",
+            "model.layers te rounds products of float32 to TF32; set it to auto or local, or model.dtype to "
+            "bfloat16",
+        )
+        return self
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -45,6 +45,7 @@ class PolicyModel(GPTModel):
         if embedded is not None and torch.is_grad_enabled() and self.config.recompute_granularity == "full":
             embedded.requires_grad_()  # a layer that is recomputed has gradients only if its input has
         frequencies = self.rotary_pos_emb.inv_freq.to(position_ids.device)
+        self.rotary_pos_emb.inv_freq = frequencies  # no buffer: it would be copied to the GPU each time
         angles = torch.outer(position_ids[0].to(frequencies.dtype), frequencies)
         return embedded, torch.cat([angles, angles], dim=-1)[:, None, None, :], None, None, None, None
 

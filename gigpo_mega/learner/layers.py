@@ -101,6 +101,8 @@ def local_block(
     config: TransformerConfig, vp_stage: int | None, adapters: LoraConfig
 ) -> TransformerBlockSubmodules:
     """This rank's layers of the (virtual) pipeline stage, built from this module's norm and attention."""
+    # On Hopper torch would prefer cuDNN's attention, which compiles a plan for every length of a sequence.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     layer = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
     parts = cast(TransformerLayerSubmodules, layer.submodules)
     attention = cast(SelfAttentionSubmodules, cast(ModuleSpec, parts.self_attention).submodules)

@@ -34,8 +34,7 @@ class Writing:
 
     def __init__(self, learner: Learner, folder: Path, background: bool) -> None:
         filesystem_async._results_queue = self._results = queue.Queue()
-        if torch_adam.USED:
-            torch_adam.prefill(learner.optimizer)  # a run may be saved before its first update
+        _fill(learner)  # a run may be saved before its first update
         state = _sharded(learner)
         # Ranks with the same weights write a part each.
         strategy = FullyParallelSaveStrategyWrapper(
@@ -72,11 +71,12 @@ class Writing:
         """The tensors in host memory, and with `copy` where an update cannot change them any more."""
         if self._request.preload_fn is None:
             return []
-        buckets: list[_Bucket] = self._request.preload_fn()
+        before: list[_Bucket] = self._request.async_fn_args[1]
+        # megatron would copy to pinned memory, of which torch rounds every piece up and gives nothing back.
+        buckets = cast(list[_Bucket], filesystem_async.FileSystemWriterAsync.preload_tensors(before, False))
         if not copy:
             return buckets
         # What was in host memory before is still the learner's; of what was on a GPU this is a copy.
-        before: list[_Bucket] = self._request.async_fn_args[1]
         held = {id(tensor) for _, _, (_, tensors) in before for _, tensor in tensors}
         return [
             (path, name, (blobs, [(item, t.clone() if id(t) in held else t) for item, t in tensors]))
@@ -115,11 +115,8 @@ def size(learner: Learner) -> int:
 
 def read(learner: Learner, folder: Path, optimizer_steps: float | None) -> None:
     """Restore weights and optimizer, from files of this layout or any other."""
-    if torch_adam.USED:
-        torch_adam.prefill(learner.optimizer)
+    _fill(learner)
     distributed = _distributed(learner)
-    if distributed is not None:
-        distributed.load_state_dict(distributed.state_dict())  # fused Adam has none before its first step
     loaded = cast(dict[str, Any], dist_checkpointing.load(_sharded(learner, loading=True), str(folder)))
     for i, chunk in enumerate(learner.policy):
         chunk.load_state_dict(loaded[f"model{i}"])
@@ -130,6 +127,18 @@ def read(learner: Learner, folder: Path, optimizer_steps: float | None) -> None:
     if torch_adam.USED:
         assert optimizer_steps is not None
         torch_adam.restore_step_count(learner.optimizer, optimizer_steps)
+
+
+def _fill(learner: Learner) -> None:
+    """Give Adam the state of its first step, which has zeros for moments, where it has none yet."""
+    distributed = _distributed(learner)
+    if torch_adam.USED:
+        torch_adam.prefill(learner.optimizer)
+    elif distributed is not None and not distributed.optimizer.state:
+        distributed.load_state_dict(distributed.state_dict())  # which allocates it
+        for state in distributed.optimizer.state.values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name].zero_()
 
 
 def _distributed(learner: Learner) -> DistributedOptimizer | None:

@@ -46,17 +46,20 @@ class Stack:
 
 
 def stack(cfg: Config) -> Stack:
-    """What `cfg` gets here: Transformer Engine on request, or if it works (auto); adapters have our layers.
+    """What `cfg` gets here: Transformer Engine on request, or if it works (auto) and is as exact as the type.
 
-    Raises UserError if Transformer Engine is asked for and cannot be used.
+    Adapters have our layers, and so has float32: Transformer Engine rounds its products to TF32, whose gap to
+    the engine's log-probabilities is near the limit of `update.py`. Raises UserError if Transformer Engine is
+    asked for and cannot be used.
     """
     cuda, installed = torch.cuda.is_available(), transformer_engine.HAVE_TE
     if cfg.model.layers == "te" and not (cuda and installed):
         reason = "needs a GPU, and there is none here"
         if cuda:
             reason = f"needs a Transformer Engine that megatron-core {__version__} can import"
-        raise UserError(f"model.layers te {reason} (requirements/gpu.txt); set it to local or auto")
-    te = cuda and installed and cfg.model.layers != "local" and cfg.lora.rank is None
+        raise UserError(f"model.layers te {reason} (docs/gpu.md); set it to local or auto")
+    exact = cfg.model.dtype == "bfloat16"
+    te = cuda and installed and exact and cfg.model.layers != "local" and cfg.lora.rank is None
     # Of apex alone: megatron's head asks for its kernel even if all layers are Transformer Engine's.
     apex: Any = linear
     return Stack("te" if te else "local", cuda and apex._grad_accum_fusion_available)

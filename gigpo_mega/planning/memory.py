@@ -120,7 +120,7 @@ def layer_activations(shape: ModelShape, cfg: Config, tokens: float, columns: fl
 def attention(shape: ModelShape, cfg: Config) -> float:
     """Elements that the attention of a layer keeps of each token, on all tensor-parallel ranks together."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    if cfg.model.layers != "local" and cfg.lora.rank is None:
+    if cfg.model.layers != "local" and cfg.lora.rank is None and cfg.model.dtype != "float32":
         # Transformer Engine makes them contiguous: only norms of queries and keys hold on to the projection.
         return (2 * queries + 2 * keys) * (2 if shape.qk_norm else 1)
     kept = 2 * queries + 3 * keys  # before and after rotation: the value is a view of the projection

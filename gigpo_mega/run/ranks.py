@@ -83,6 +83,12 @@ def leader_only(layout: Layout, act: Callable[P, T], *args: P.args, **kwargs: P.
     return result
 
 
+def meet(layout: Layout) -> None:
+    """Return when every rank has come here."""
+    if layout.world > 1:
+        dist.all_reduce(torch.zeros(1))  # on the host: NCCL's barrier would wait for the GPU, too
+
+
 def on_nodes(layout: Layout, act: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> list[T]:
     """What `act(*args, **kwargs)` returns on the first rank of each node, on every rank; raises likewise."""
     found: list[Any] = [None] * layout.world

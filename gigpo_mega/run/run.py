@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -27,7 +28,7 @@ from gigpo_mega.rollout.local import try_environment
 from gigpo_mega.run.engines import NodeEngines
 from gigpo_mega.run.leader import Leader
 from gigpo_mega.run.output import check_resume, lock, open_output, record_start
-from gigpo_mega.run.ranks import Signals, agree, leader_only, on_leader, on_nodes
+from gigpo_mega.run.ranks import Signals, agree, leader_only, meet, on_leader, on_nodes
 from gigpo_mega.run.recorder import Recorder
 from gigpo_mega.run.replayer import Replayer
 from gigpo_mega.shape import ModelShape
@@ -57,6 +58,9 @@ class Run:
     def __init__(self, cfg: Config, stack: Stack, recorded: Journal | None = None) -> None:
         checked = check(cfg, stack)
         self._cfg, self._stack, self._model, shape = cfg, stack, checked.model, checked.shape
+        if stack.cuda and cfg.weights.transport == "broadcast":
+            # SGLang's ranks are without it, and NCCL connects two of a host only if both are with or without.
+            os.environ.setdefault("NCCL_CUMEM_ENABLE", "0")
         layout = layouts.initialize(cfg.parallel, cfg.seed)
         agree(layout, stack, self._model)
         self._plays = recorded is None
@@ -68,27 +72,27 @@ class Run:
         on_leader(layout, open_output, cfg, changed, self._start)
         on_leader(layout, record_start, cfg.output, self._start, stack, layout.world)
         self._now = self._start  # the iteration under way
-        self._shares_memory = stack.cuda and cfg.lends_memory
+        self._lends_memory = stack.cuda and cfg.lends_memory
         self._stages = Timeline(on=True)  # of the iteration
         self._push_metrics: Mapping[str, float] = {}  # of this iteration's push, on ranks that send
         # What a server of the user's holds is unknown.
         self._pushed = None if cfg.engine.urls or not holds_weights(self._model) else 0
-        launch = Launch(stack, cfg.model.dtype, cfg.seed, cfg.rollout.concurrency, self._shares_memory)
+        launch = Launch(stack, cfg.model.dtype, cfg.seed, cfg.rollout.concurrency, self._lends_memory)
         elsewhere = bool(cfg.engine.urls) or cfg.engine.placement == "separate"
         hosts_engines = self._plays and leads_node() and (layout.leader or not elsewhere)
         self._engines = NodeEngines(cfg, launch, self._model, shape) if hosts_engines else None
         # A server beside the learner on a GPU takes its share of the memory that the learner has left.
-        shares_gpu = stack.cuda and not elsewhere
+        self._shares_gpu = stack.cuda and not elsewhere
         try:
             if not isinstance(source, Journal):
                 on_leader(layout, try_environment, cfg, source.training[0])
-                if not shares_gpu:
+                if not self._shares_gpu:
                     self._launch_engines(layout)
             self.learner = _learner(cfg, shape, layout, self._model)
             if self._start:
                 self._checkpoints.load(self.learner, self._start)
             self._signals = Signals(layout)
-            if self._plays and shares_gpu:
+            if self._plays and self._shares_gpu:
                 self._launch_engines(layout)
             self._leader = self._open(source)
         except BaseException:
@@ -153,6 +157,7 @@ class Run:
         """
         if not self._plays:
             return
+        self._make_room()
         with self._held_engines():
             self._push_until_taken()
 
@@ -220,7 +225,7 @@ class Run:
         if isinstance(source, Journal):
             return leader_only(layout, Replayer, cfg, source, self._start, signals)
         on_leader(layout, signals.interrupting, _wait, self._engines, self._urls)
-        lends = self._shares_memory
+        lends = self._lends_memory
         return leader_only(layout, Leader, cfg, self._model, source, self._start, signals, self._urls, lends)
 
     def _launch_engines(self, layout: layouts.Layout) -> None:
@@ -299,9 +304,13 @@ class Run:
             self._played(Leader.evaluate, iteration)
 
     def _make_room(self) -> None:
-        """Give back what torch keeps of the last update, if the engine's KV cache takes its place."""
-        if self._shares_memory:
+        """Give back what torch keeps of the last update, on every rank: an engine may take its place next.
+
+        As it starts again, opens what is pushed, or takes its KV cache.
+        """
+        if self._shares_gpu:
             torch.cuda.empty_cache()
+            meet(self.learner.layout)
 
     def _save(self) -> None:
         self._checkpoints.save(self.learner)

@@ -14,6 +14,7 @@ from megatron.core.extensions import transformer_engine
 from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.tensor_parallel import layers as linear
+from pydantic import ValidationError
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gigpo_mega.config import Config, ModelConfig
@@ -78,14 +79,30 @@ def test_no_fusion_is_on_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_transformer_engine_that_megatron_cannot_import_is_refused(gpu: None) -> None:
     """Installed but unusable, it used to give way to our layers without a word, or to fail in a mock."""
     with pytest.raises(UserError, match=r"te needs a Transformer Engine that megatron-core \S+ can import"):
-        stack(configuration(layers="te"))
+        stack(configuration(layers="te", dtype="bfloat16"))
     assert stack(configuration(layers="auto")).layers == "local"
 
 
 def test_transformer_engine_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transformer_engine, "HAVE_TE", True)
     with pytest.raises(UserError, match=r"model\.layers te needs a GPU"):
-        stack(configuration(layers="te"))
+        stack(configuration(layers="te", dtype="bfloat16"))
+
+
+def test_float32_has_our_layers(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformer Engine rounds its products to TF32: a quickstart's gap to the engine was at its limit."""
+    monkeypatch.setattr(transformer_engine, "HAVE_TE", True)
+    assert stack(configuration(dtype="bfloat16")).layers == "te"
+    assert stack(configuration(dtype="float32")).layers == "local"
+    with pytest.raises(ValidationError, match=r"model\.layers te rounds products of float32 to TF32"):
+        configuration(layers="te", dtype="float32")
+
+
+def test_our_attention_is_not_cudnns(layout: Layout, directory: Path) -> None:
+    """Which compiles a plan for every length of a sequence, a second each."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    Learner(ranks.config(), ModelShape.from_hf(directory), layout)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_one_line_says_what_was_taken(layout: Layout, directory: Path) -> None:

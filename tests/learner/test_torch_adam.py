@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from gigpo_mega.config import CheckpointConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.learner import layout as parallel
-from gigpo_mega.learner import torch_adam
+from gigpo_mega.learner import shards, torch_adam
 from gigpo_mega.learner.checkpoint import Checkpoints
 from gigpo_mega.learner.learner import Learner
 from tests.learner import ranks
@@ -85,6 +87,30 @@ def test_on_a_gpu_adam_steps_in_one_kernel_also_after_loading(
         assert {float(step) for step in steps(fused)} == {3.0 * fused.iteration}
         for one, other in zip(fused.policy.parameters(), slow.policy.parameters(), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
+
+
+def test_another_adam_has_zeros_for_moments_before_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformer Engine's has no state then, megatron allocates one, and a checkpoint was refused."""
+
+    class FakeDistributed:
+        def __init__(self) -> None:
+            self.optimizer, self.allocated = SimpleNamespace(state={}), 0
+
+        def state_dict(self) -> None: ...
+
+        def load_state_dict(self, state: None) -> None:
+            self.allocated += 1
+            garbage = {name: torch.full((3,), 7.0) for name in ("param", "exp_avg", "exp_avg_sq")}
+            self.optimizer.state["parameter"] = garbage
+
+    made: Any = FakeDistributed()
+    monkeypatch.setattr(torch_adam, "USED", False)
+    monkeypatch.setattr(shards, "_distributed", lambda learner: made)
+    for _ in range(2):
+        shards._fill(cast(Learner, None))
+    assert made.allocated == 1
+    sums = {name: float(value.sum()) for name, value in made.optimizer.state["parameter"].items()}
+    assert sums == {"param": 21.0, "exp_avg": 0.0, "exp_avg_sq": 0.0}
 
 
 def test_loading_wants_a_state_to_load_into(

@@ -14,6 +14,8 @@ import pytest
 from gigpo_mega.config import EngineConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.engines.command import Launch, holds_weights
+from gigpo_mega.rollout.engines.server import SGLangServer
+from gigpo_mega.rollout.engines.servers import Servers
 from gigpo_mega.stack import Stack
 
 Name = Literal["cpu", "cuda"]
@@ -44,11 +46,11 @@ COMMANDS: dict[tuple[Name, str, bool], str] = {
     ),
     ("cuda", "bfloat16", True): (
         f"-m sglang.launch_server {COMMON} --max-running-requests 48 --sleep-on-idle --enable-memory-saver "
-        "--dtype bfloat16 --random-seed 7 --weight-version none --load-format dummy"
+        "--enable-fp32-lm-head --dtype bfloat16 --random-seed 7 --weight-version none --load-format dummy"
     ),
     ("cuda", "bfloat16", False): (
         f"-m sglang.launch_server {COMMON} --max-running-requests 48 --sleep-on-idle "
-        "--dtype bfloat16 --random-seed 7 --weight-version none --load-format dummy"
+        "--enable-fp32-lm-head --dtype bfloat16 --random-seed 7 --weight-version none --load-format dummy"
     ),
 }
 
@@ -97,6 +99,47 @@ def test_float32_with_cuda_takes_layers_and_products_that_have_it(
     assert environment["OMP_NUM_THREADS"] == "3"
     assert (environment.get("TRITON_F32_DEFAULT") == "tf32x3") is exact
     assert (environment.get("SGLANG_FORCE_FUSED_OP_BACKEND") == "torch") is exact
+
+
+def test_a_server_with_cuda_finds_the_tools_and_libraries_of_our_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ninja` lies beside the interpreter; the preloaded memory saver looks for libcudart as any program."""
+    runtime = tmp_path / "nvidia" / "cu13" / "lib"
+    runtime.mkdir(parents=True)
+    (runtime / "libcudart.so.13").touch()
+    (runtime.parent / "cudnn").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
+    found = Launch(Stack("cuda", ""), "bfloat16", releases_memory=True).environment(EngineConfig())
+    assert found["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
+    first, *_, last = found["LD_LIBRARY_PATH"].split(":")
+    assert (first, last) == (str(runtime), "/opt/lib")
+    monkeypatch.delenv("LD_LIBRARY_PATH")
+    for launch in (Launch(Stack("cuda", ""), "bfloat16"), Launch(Stack("cpu", ""), releases_memory=True)):
+        assert "LD_LIBRARY_PATH" not in launch.environment(EngineConfig())
+    assert Launch(Stack("cpu", "")).environment(EngineConfig())["PATH"] == "/usr/bin"
+
+
+def test_the_servers_of_all_nodes_sample_from_streams_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The episodes of a group are spread over them: with one seed they would begin as copies."""
+    seeds: list[str] = []
+    for node in range(4):
+        monkeypatch.setenv("GROUP_RANK", str(node))
+        launch = Launch(Stack("cuda", "", 8), seed=7)
+        for server in Servers(tmp_path, EngineConfig(), tmp_path, launch)._servers:
+            assert isinstance(server, SGLangServer)
+            words = server._command()
+            seeds.append(words[words.index("--random-seed") + 1])
+            server.close()
+    assert seeds[0] == "7"  # a run with one server draws as it always has
+    assert len(set(seeds)) == len(seeds) == 32
+    assert all(0 <= int(seed) < 2**31 for seed in seeds)
+    near = {(seed + 1_000_003 * place) % 2**31 for seed in range(20) for place in (0, 1, 2, 1024)}
+    assert len(near) == 80  # runs of neighboring seeds share no stream
 
 
 def test_triton_reads_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +192,7 @@ def test_the_parser_of_sglang_takes_every_flag(name: Name, dtype: str, shares: b
     read = parsed(command(tmp_path, name, dtype, shares))
     assert (read.dtype, read.max_running_requests, read.sleep_on_idle) == (dtype, 48, True)
     assert read.enable_memory_saver is shares
+    assert read.enable_fp32_lm_head is ((name, dtype) == ("cuda", "bfloat16"))
     backends = {
         ("cpu", "float32"): ("torch_native", "pytorch"),
         ("cpu", "bfloat16"): ("torch_native", "pytorch"),

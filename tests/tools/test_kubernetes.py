@@ -43,7 +43,8 @@ CONTAINER = record(
 )  # fmt: skip
 POD = record(
     "containers restartPolicy", restartPolicy={"enum": ["Never", "OnFailure"]},
-    terminationGracePeriodSeconds=COUNT, containers={"type": "array", "items": CONTAINER, "minItems": 1},
+    terminationGracePeriodSeconds=COUNT, securityContext=record("fsGroup", fsGroup=COUNT),
+    containers={"type": "array", "items": CONTAINER, "minItems": 1},
     volumes={"type": "array", "items": VOLUME},
 )  # fmt: skip
 JOB = record(
@@ -112,6 +113,14 @@ def test_nodes_names_and_times_agree(manifest: Any) -> None:
     patience = re.search(r"SHUTDOWN_TIMEOUT:-(\d+)", script.read_text())
     assert patience
     assert pod["terminationGracePeriodSeconds"] > int(patience[1])
+
+
+def test_the_pods_are_those_of_the_image(manifest: Any) -> None:
+    """Its interpreter is in the .venv of the working directory, and its user may write to the claim."""
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    image = (ROOT / "Dockerfile").read_text()
+    assert f"\nWORKDIR {pod['containers'][0]['workingDir']}\n" in image
+    assert f"\nARG UID={pod['securityContext']['fsGroup']}\n" in image
 
 
 def test_the_recipe_fits_the_nodes(manifest: Any, monkeypatch: pytest.MonkeyPatch) -> None:

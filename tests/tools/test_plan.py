@@ -138,6 +138,7 @@ def test_attention_is_planned_as_the_layers_keep_it() -> None:
     # Transformer Engine: contiguous query, key and value, and the output.
     assert memory.attention(shape, recipe()) == memory.attention(shape, recipe("--model.layers", "te"))
     assert memory.attention(shape, recipe()) == 2 * q + 2 * k
+    assert memory.attention(shape, recipe("--model.dtype", "float32")) == memory.attention(shape, local)
 
 
 def test_a_block_of_logits_is_as_large_as_the_kernel_makes_it() -> None:

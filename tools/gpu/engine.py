@@ -1,4 +1,4 @@
-"""A server starts, takes the learner's weights twice, and samples with them."""
+"""A server starts, takes the learner's weights twice, samples with them, and lends its cache in between."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from gigpo_mega.learner.learner import Learner
 from gigpo_mega.learner.update import LARGEST_GAP
 from gigpo_mega.rollout.engines.base import Completion, Sampling
 from gigpo_mega.rollout.engines.command import Launch
+from gigpo_mega.rollout.engines.memory import CacheMemory
 from gigpo_mega.rollout.engines.server import SGLangServer
 from gigpo_mega.rollout.engines.sglang import SGLangEngine
 from gigpo_mega.types import Float32, Int32, Step
@@ -28,10 +29,12 @@ _ROWS = 64  # half of them greedy
 def engine(setup: Setup) -> dict[str, Any]:
     """Seconds of start-up and of two pushes; the gap of log-probabilities after each, over 64 rows.
 
-    Raises Wrong if a gap exceeds what a run allows, or is not smaller than that to the weights before.
+    With CUDA the server gives its KV cache's memory back before the second push, and takes it again. Raises
+    Wrong if a gap exceeds what a run allows, or is not smaller than that to the weights before.
     """
     prompts = _prompts(setup)
-    launch = Launch(setup.stack, setup.dtype, requests=_ROWS)
+    lends = setup.stack.cuda
+    launch = Launch(setup.stack, setup.dtype, requests=_ROWS, releases_memory=lends)
     model, log = setup.describe(setup.folder / "model"), setup.folder / "sglang.log"
     config = EngineConfig(max_total_tokens=_ROWS * (2 * len(prompts[0]) + 8))
     with setup.layout() as layout:
@@ -40,6 +43,7 @@ def engine(setup: Setup) -> dict[str, Any]:
         with SGLangServer(model, config, log, launch) as server:
             started = time.perf_counter() - begin
             push = WeightPush(WeightsConfig(), setup.shape, [server.url], setup.folder)
+            memory = CacheMemory(server.url)
             pushes, gaps = list[float](), list[float]()
             sampled: list[Completion] = []
             for version in (1, 2):
@@ -47,8 +51,11 @@ def engine(setup: Setup) -> dict[str, Any]:
                 pushed = push.push(live.export(learner.policy, learner.shape, layout), version)
                 pushes.append(pushed.seconds)
                 stale = _gap(learner, prompts, sampled) if sampled else None
+                memory.resume()
                 sampled = asyncio.run(_sample(server.url, prompts, setup.work.response))
                 gaps.append(_gap(learner, prompts, sampled))
+                if lends and version == 1:
+                    memory.release()
     _check(gaps, stale, LARGEST_GAP[setup.dtype])
     return {"start_seconds": started, "push_seconds": pushes, "gap": gaps, "gap_of_old_weights": stale}
 

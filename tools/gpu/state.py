@@ -20,7 +20,7 @@ from tools.gpu.setup import Setup, Wrong
 
 def repeat(setup: Setup) -> dict[str, Any]:
     """Two learners from one seed score and update alike; raises Wrong with the first that differs."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)  # attention's gradient stays random if it may only warn
     cfg, found = setup.config, []
     with setup.layout() as layout:
         for _ in range(2):
@@ -41,7 +41,7 @@ def repeat(setup: Setup) -> dict[str, Any]:
 
 def checkpoint(setup: Setup) -> dict[str, Any]:
     """Seconds and bytes of a checkpoint; raises Wrong if what follows it has other bits than without it."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)
     cfg, folder = setup.config, setup.folder / "checkpoints"
     with setup.layout() as layout:
         learner = setup.learner(layout)

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ray.util.placement_group import placement_group  # pyright: ignore[reportMissingImports]
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        raise UserError(f"ray is not installed here ({error}); requirements/gpu.txt has it") from None
+        raise UserError(f"ray is not installed here ({error}); requirements/gpu-extras.lock has it") from None
     ray.init()
     bundle = {"GPU": float(given.gpus_per_node), "CPU": float(given.cpus_per_node)}
     group = placement_group([bundle] * given.nodes, strategy="STRICT_SPREAD")  # a machine each

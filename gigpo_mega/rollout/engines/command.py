@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from gigpo_mega.config import EngineConfig
 from gigpo_mega.hf_config import holds_weights, implied_fields
@@ -14,6 +17,8 @@ from gigpo_mega.launch import child_environment
 from gigpo_mega.stack import Stack
 
 CPU_KV_TOKENS = 65536  # SGLang would fill 30% of the memory; this holds 128 agents of 500 tokens
+_SEEDS = 2**31  # that SGLang takes
+_STRIDE = 1_000_003  # between the seeds of two servers: odd, so all are different, and none is another run's
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +36,20 @@ class Launch:
         """Seconds until the server should be healthy if `engine.startup_timeout` is null."""
         return 1200.0 if self.stack.cuda else 300.0
 
+    def of_server(self, place: int) -> Self:
+        """The launch of the server at `place` among all of a run, which samples from a stream of its own.
+
+        With one seed the episodes of a group, which are spread over the servers, would be copies of each
+        other for as long as the servers' batches stay alike.
+        """
+        return replace(self, seed=(self.seed + _STRIDE * place) % _SEEDS)
+
     def environment(self, config: EngineConfig) -> dict[str, str]:
         """The environment of the server.
+
+        With CUDA, SGLang compiles kernels with the `ninja` beside our interpreter, which need not be on PATH;
+        and the library that lets it release memory is preloaded, so that the CUDA runtime which it needs is
+        not looked for in torch's folders.
 
         In float32 with CUDA: sgl_kernel's RMSNorm has 16-bit types only, so SGLang takes its layers in plain
         torch; and attention's products in Triton would round to TF32. Three TF32 products each are about as
@@ -41,6 +58,10 @@ class Launch:
         environment = child_environment(OMP_NUM_THREADS=str(config.threads), HF_HUB_OFFLINE="1")
         if self.stack.cuda and self.dtype == "float32":
             environment |= {"SGLANG_FORCE_FUSED_OP_BACKEND": "torch", "TRITON_F32_DEFAULT": "tf32x3"}
+        if self.stack.cuda:
+            environment["PATH"] = _joined(environment, "PATH", [str(Path(sys.executable).parent)])
+        if self.stack.cuda and self.releases_memory:
+            environment["LD_LIBRARY_PATH"] = _joined(environment, "LD_LIBRARY_PATH", cuda_runtimes())
         if not self.stack.cuda and config.tensor > 1:  # SGLang wants a NUMA node for each rank, or CPUs
             ours = ",".join(map(str, sorted(os.sched_getaffinity(0))))
             environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join([ours] * config.tensor)
@@ -67,6 +88,8 @@ class Launch:
             module = "sglang.launch_server"
             if number:
                 ranks += ["--base-gpu-id", str(number * config.tensor)]
+            if self.dtype == "bfloat16":  # logits of 16 and more would be rounded to multiples of 1/8
+                backends = ["--enable-fp32-lm-head"]
             if self.dtype == "float32":  # SGLang's choice on Hopper, FlashAttention 3, has no float32
                 backends = ["--attention-backend", "triton", "--sampling-backend", "pytorch"]
         implied = implied_fields(model / "config.json")
@@ -86,3 +109,16 @@ class Launch:
             *("--dtype", self.dtype, "--random-seed", str(self.seed), "--weight-version", *weights),
             *config.arguments,
         ]
+
+
+def cuda_runtimes() -> list[str]:
+    """The folders of CUDA runtimes that were installed as packages, as torch's requirements are."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = [] if spec is None else spec.submodule_search_locations or []
+    found = {str(file.parent) for root in roots for file in Path(root).glob("*/lib/libcudart.so.*")}
+    return sorted(found)
+
+
+def _joined(environment: Mapping[str, str], name: str, first: Sequence[str]) -> str:
+    """A list of folders with `first` in front."""
+    return os.pathsep.join([*first, *filter(None, [environment.get(name)])])

@@ -14,6 +14,8 @@ from gigpo_mega.rollout.engines.command import Launch
 from gigpo_mega.rollout.engines.server import Launched, SGLangServer, Startable, wait
 from gigpo_mega.telemetry.progress import Bar, stage
 
+_MOST = 1024  # servers of a node
+
 
 class Servers(Launched):
     """The servers that a run launches on this node, or on any of a Ray cluster if they are separate, or those
@@ -27,13 +29,16 @@ class Servers(Launched):
         count, host = len(config.urls) or launch.replicas(config), node_address()
         alone = count == 1 and host == "127.0.0.1"
         logs = ["sglang.log"] if alone else [f"sglang_{node()}_{number}.log" for number in range(count)]
+        launches = [launch.of_server(node() * _MOST + number) for number in range(count)]
         self._servers: Sequence[SGLangServer | RayServer]
         if config.placement == "separate":
-            self._servers = [RayServer(model, config, folder / log, launch) for log in logs]
+            self._servers = [
+                RayServer(model, config, folder / log, one) for log, one in zip(logs, launches, strict=True)
+            ]
         else:
             self._servers = [
-                SGLangServer(model, config, folder / log, launch, number=number, host=host)
-                for number, log in enumerate(logs)
+                SGLangServer(model, config, folder / log, one, number=number, host=host)
+                for number, (log, one) in enumerate(zip(logs, launches, strict=True))
             ]
         self._restarts = 0
 

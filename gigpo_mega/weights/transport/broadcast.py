@@ -84,7 +84,9 @@ class BroadcastTransport:
                 raise joining.error() or error from None
             joining.answers()
             yield group
-            self._receivers.post("/destroy_weights_update_group", {"group_name": group.name})
+            leaving = self._receivers.start("/destroy_weights_update_group", {"group_name": group.name})
+            group.close()  # NCCL wants all of a host to leave together
+            leaving.answers()
         finally:
             group.close()
 

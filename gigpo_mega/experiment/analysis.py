@@ -71,7 +71,8 @@ def score(record: Record, kind: str) -> float:
     """A run's score of the given kind, a share."""
     if kind == "panel":
         return record["after"]["success"]
-    return float(np.mean(record["curves"]["rollout/success"]))
+    played = [success for success in record["curves"]["rollout/success"] if success is not None]
+    return float(np.mean(played))
 
 
 def curve(records: Sequence[Record], metric: str) -> Float64:

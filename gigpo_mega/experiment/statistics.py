@@ -19,6 +19,7 @@ RESAMPLES = 10_000
 LEVEL = 0.05  # of intervals and tests
 _ENOUGH = 0.8  # probability with which a detectable difference is claimed
 _LARGEST_EXACT = 16  # seeds: 2^16 sign patterns
+_AT_ONCE = 64  # samples whose sums by all patterns are in memory: 32 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +148,10 @@ def _signs(seeds: int) -> Float64:
 
 def _sign_flips(samples: Float64, signs: Float64) -> Float64:
     """The p-value of every row of `samples` [K, S], by all rows of `signs`."""
-    sums = np.abs(samples @ signs.T)
-    observed = np.abs(samples.sum(axis=1, keepdims=True))
-    return (sums >= observed - 1e-12 * np.abs(samples).sum(axis=1, keepdims=True)).mean(axis=1)
+    observed = np.abs(samples.sum(axis=1)) - 1e-12 * np.abs(samples).sum(axis=1)
+    some = range(0, len(samples), _AT_ONCE)
+    parts = [np.abs(samples[i : i + _AT_ONCE] @ signs.T) >= observed[i : i + _AT_ONCE, None] for i in some]
+    return np.concatenate([part.mean(axis=1) for part in parts])
 
 
 def _wins(x: Float64, y: Float64) -> Float64:

@@ -15,6 +15,7 @@ from kernels.sizes import CUDA_ELEMENTS, TRITON_ELEMENTS
 
 PROCESS = 1.5 * GIB  # CUDA context, NCCL's buffers and cuBLAS's workspaces of a learner rank
 ENGINE_PROCESS = 3.0 * GIB  # the same of SGLang, with its CUDA graphs
+PEER_CONTEXT = 0.5 * GIB  # of a server on another GPU, which opens what is pushed where it lies
 USABLE = 0.95  # of a GPU's memory; fragmentation takes the rest
 FLOAT32 = 4
 
@@ -31,7 +32,7 @@ class Memory:
     logprob: float = 0.0  # hidden states of response tokens, and what the head needs beyond a layer
     engine_weights: float = 0.0
     engine_cache: float = 0.0  # keys and values
-    runtime: float = 0.0  # PROCESS, ENGINE_PROCESS
+    runtime: float = 0.0  # PROCESS, ENGINE_PROCESS, PEER_CONTEXT
 
     @property
     def total(self) -> float:
@@ -240,12 +241,16 @@ def on_rank(
 ) -> tuple[Memory, Engine | None]:
     """The memory of a rank of `stage`, which shares its GPU with SGLang if `server`, and all such servers.
 
-    If the engine lends the memory of its cache, the worst moment is either an update or a rollout.
+    The other servers of a node have contexts on the GPU of its first rank, which pushes; every rank with a
+    server is counted as that one. If the engine lends the memory of its cache, the worst moment is either an
+    update or a rollout.
     """
     weights, gradients, optimizer, reference = stored(shape, cfg, stage, replicas)
     moments = 2 / 3 if cfg.model.dtype == "bfloat16" else 1.0
     at_start = weights + gradients + reference + optimizer * (1 - moments)  # Adam allocates moments later
-    count = cluster.nodes * servers(cfg, cluster)
+    each = servers(cfg, cluster)
+    count = cluster.nodes * each
+    peers = each * cfg.engine.tensor - 1 if cfg.weights.transport == "tensor" else 0
     found = engine(shape, cfg, cluster.device, count, PROCESS + at_start) if server else None
     activations, logprob = passes(shape, cfg, stage, microbatches)
     update = Memory(
@@ -257,7 +262,7 @@ def on_rank(
         logprob=logprob,
         engine_weights=found.weights if found else 0.0,
         engine_cache=found.cache if found else 0.0,
-        runtime=PROCESS + (ENGINE_PROCESS if found else 0.0),
+        runtime=PROCESS + (ENGINE_PROCESS + peers * PEER_CONTEXT if found else 0.0),
     )
     if not cfg.lends_memory:
         return update, found

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import loops
 import numpy as np
@@ -137,6 +137,13 @@ def test_an_episode_ends_in_its_score_but_in_10_or_0_in_the_official_code() -> N
     assert values(episodes, "g2po", preset="reference", **options) == [0.0, 0.0]
 
 
+def test_the_official_g2po_has_one_gamma() -> None:
+    episodes = [episode(0, 0.0, 10.0, states="ab"), episode(0, 0.0, 0.0, states="ac")]
+    one, other = (values(episodes, "g2po", preset="reference", gamma=gamma) for gamma in (0.5, 0.95))
+    assert one == other
+    assert one != values(episodes, "g2po", gamma=0.5)
+
+
 def test_graphgpo_by_hand() -> None:
     # a b goal; a c b ... lost at d: c leads to b, so the failure's steps to b are worth as much.
     episodes = [
@@ -160,6 +167,16 @@ def test_a_success_is_what_the_environment_says_but_any_positive_score_in_the_of
     options: dict[str, Any] = {"gamma": 0.5, "goal_reward": 8.0, "episode_weight": 0.0, **MEAN}
     assert values(episodes, "graphgpo", **options) == [-1.5, 1.5]  # 8 * 0.5^3 and 8 * 0.5
     assert values(episodes, "graphgpo", preset="reference", **options) == [3.0, -3.0]  # 8 and 8 * 0.5^2
+
+
+@pytest.mark.parametrize("preset", ["paper", "reference"])
+def test_a_success_counts_in_the_last_step_of_an_episode_only(preset: Literal["paper", "reference"]) -> None:
+    """An environment may say so of a step in between, as Gymnasium's `is_success` does."""
+    rows = table([episode(0, 0.0, 0.0, states="ab"), episode(0, 0.0, 0.0, states="ac")])
+    first = replace(rows.steps[0], success=True)
+    rows = replace(rows, steps=(first, *rows.steps[1:]))
+    found = estimate(rows, AdvantageConfig(estimator="graphgpo", preset=preset))
+    assert found.total.tolist() == [0.0] * 4
 
 
 def test_without_a_success_only_penalties_separate_the_steps_of_a_state() -> None:

@@ -81,6 +81,12 @@ def test_a_mechanism_is_told_at_the_start_and_over_the_last_quarter():
     assert found["loss/entropy"] == {"first": None, "last": None, "all": None}
 
 
+def test_an_iteration_without_a_complete_group_does_not_count():
+    training: list[Any] = [0.5, None, 0.7]
+    found = analyze(SPEC, [record("gigpo", 1, 0.5, training)])["variants"]["gigpo"]
+    assert found["training"]["value"] == pytest.approx(0.6)
+
+
 def test_a_mean_curve_is_of_the_seeds_that_have_a_value():
     values = np.array([[1.0, np.nan, np.nan], [3.0, 4.0, np.nan]])
     assert mean_curve(values) == pytest.approx([2.0, 4.0, np.nan], nan_ok=True)

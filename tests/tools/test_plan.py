@@ -197,6 +197,17 @@ def test_separate_engines_have_their_gpus_to_themselves() -> None:
     assert turns.total == pytest.approx(beside.total + min(learning, rollout))
 
 
+def test_the_gpu_of_the_rank_that_pushes_holds_a_context_of_every_other_server() -> None:
+    def runtime(*changes: str) -> float:
+        kind = make(NAMED["qwen2.5-7b"], recipe(*changes), Cluster(DEVICES["h100"])).kinds[0]
+        return (kind.memory.runtime - memory.PROCESS - memory.ENGINE_PROCESS) / GIB
+
+    assert runtime() == 7 * 0.5
+    assert runtime("--engine.replicas", "2") == 0.5
+    assert runtime("--engine.replicas", "1", "--engine.tensor", "4") == 3 * 0.5
+    assert runtime("--weights.transport", "disk", "--weights.folder", "w") == 0.0
+
+
 @pytest.mark.parametrize(
     ("size", "expected"),
     [(1, {"stage 0 + engine": 1, "stage 0": 1, "stage 1": 2}),

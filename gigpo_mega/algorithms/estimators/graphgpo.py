@@ -37,7 +37,8 @@ def graphgpo(rows: RowTable, cfg: AdvantageConfig) -> Advantages:
     won = np.array([step.success for step in rows.steps], dtype=np.bool_)
     if official:
         outcome, _ = returns(replace(steps, penalty=np.zeros_like(steps.penalty)), 1.0, preset)
-        won = Neighbors.of(steps).last & (outcome > 0)
+        won = outcome > 0
+    won &= Neighbors.of(steps).last  # an environment may say so of a step in between, too
     after = np.where(won, goal, after)
     distance = distances(before, after, steps.group, goal)
     hops = distance[after] + 1

@@ -75,13 +75,14 @@ def _nudge(learner: Learner, seed: int) -> None:
 
 
 async def _sample(url: str, prompts: Sequence[Int32], response: int) -> list[Completion]:
+    """One half greedy, then the other at temperature 1: mixed they take another sampler than a run's."""
+    found: list[Completion] = []
     async with SGLangEngine(url) as client:
-        return await asyncio.gather(
-            *(
-                client.generate(ids.tolist(), Sampling(float(i % 2), max_new_tokens=response))
-                for i, ids in enumerate(prompts)
-            )
-        )
+        half = len(prompts) // 2
+        for temperature, some in ((0.0, prompts[:half]), (1.0, prompts[half:])):
+            sampling = Sampling(temperature, max_new_tokens=response)
+            found += await asyncio.gather(*(client.generate(ids.tolist(), sampling) for ids in some))
+    return found
 
 
 def _gap(learner: Learner, prompts: Sequence[Int32], sampled: Sequence[Completion]) -> float:

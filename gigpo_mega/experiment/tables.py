@@ -49,6 +49,7 @@ def tables(spec: Spec, summary: Mapping[str, Any]) -> Iterator[Table]:
             yield _differences(reference, SCORES[kind], summary["differences"][kind][reference])
     if spec.power_for:
         yield _power(summary["power"])
+    yield _kinds(summary)
     yield _mechanism(summary)
 
 
@@ -147,6 +148,16 @@ def _power(found: Mapping[str, Any]) -> Table:
         "differences in points, false claims in percent."
     )
     return Table("Power", note, head, rows)
+
+
+def _kinds(summary: Mapping[str, Any]) -> Table:
+    kinds = sorted({kind for one in summary["variants"].values() for kind in one["kinds"]})
+    rows = [
+        [name, *("-" if kind not in one["kinds"] else f"{100 * one['kinds'][kind]:.1f}" for kind in kinds)]
+        for name, one in summary["variants"].items()
+    ]
+    note = "Success on the panel after training, in percent: mean over seeds."
+    return Table("Success by type of task", note, ["variant", *kinds], rows)
 
 
 def _mechanism(summary: Mapping[str, Any]) -> Table:

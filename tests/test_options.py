@@ -350,9 +350,9 @@ def test_a_name_is_the_recipe_of_the_package(tmp_path: Path, monkeypatch: pytest
     assert parse("alfworld/qwen2.5-7b", "--iterations", "3") == by_path
     assert parse("--iterations", "3", "alfworld/qwen2.5-7b") == by_path
     assert complaint("alfworld/qwen2.5-7").startswith(
-        "'alfworld/qwen2.5-7' is no recipe; did you mean alfworld/qwen2.5-7b"
+        "unknown recipe 'alfworld/qwen2.5-7' (did you mean alfworld/qwen2.5-7b"
     )
-    assert complaint("zzz") == "'zzz' is no recipe; --help lists them; a file of yours ends in .yaml"
+    assert complaint("zzz") == "unknown recipe 'zzz' (see --help); a config file must end in .yaml"
     assert complaint("configs/search/small.yaml").endswith("for the recipe of the package write search/small")
 
 

@@ -91,7 +91,7 @@ def test_a_run_whose_settings_changed_on_the_way_is_refused(run: Path, trained: 
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no run folder: it has no config\.yaml$"):
+    with pytest.raises(UserError, match=r"is not a run folder: it has no config\.yaml$"):
         start(tmp_path / "nothing")
 
 

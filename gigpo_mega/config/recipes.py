@@ -24,8 +24,8 @@ def find(name: str) -> Path:
     known = names()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=2)
-        hint = f"did you mean {' or '.join(close)}?" if close else "--help lists them;"
-        raise ConfigError(f"{name!r} is no recipe; {hint} a file of yours ends in .yaml")
+        hint = f"did you mean {' or '.join(close)}?" if close else "see --help"
+        raise ConfigError(f"unknown recipe {name!r} ({hint}); a config file must end in .yaml")
     return FOLDER / f"{name}.yaml"
 
 

@@ -79,11 +79,11 @@ class TracedGroup:
 
 
 class RecordedRun:
-    """The run in `folder`, which may be under way; raises UserError if it is no run folder."""
+    """The run in `folder`, which may be under way; raises UserError if it is not a run folder."""
 
     def __init__(self, folder: Path) -> None:
         if not (folder / "config.yaml").exists():
-            raise UserError(f"{folder} is no run folder: it has no config.yaml")
+            raise UserError(f"{folder} is not a run folder: it has no config.yaml")
         self.folder = folder
         self.journal = Journal(folder / "groups")
 

@@ -334,7 +334,7 @@ def wait_for(condition: Any, seconds: float = 120) -> None:
      "power_for, coldstart, seeds_per_coldstart"),
     ("seeds: [1, 2, 3]", "", "seeds is missing; docs/experiments.md has an example"),
     ("recipe: ", "recipe: nowhere.yaml  #", "recipe: cannot read config file nowhere.yaml: No such file"),
-    ("recipe: ", "recipe: quickstrt  #", "recipe: 'quickstrt' is no recipe; did you mean quickstart"),
+    ("recipe: ", "recipe: quickstrt  #", "recipe: unknown recipe 'quickstrt' (did you mean quickstart"),
     ("coldstart: ", "coldstart: nowhere.yaml  #", "coldstart: cannot read config file nowhere.yaml: No such"),
 ])  # fmt: skip
 def test_what_is_wrong_in_a_spec_is_named(

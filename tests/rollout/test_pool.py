@@ -205,7 +205,7 @@ def test_an_installed_package_offers_its_environments(
 def test_a_worker_that_cannot_find_its_environment_says_so_in_one_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(UserError, match="died with status 2; its own message stands above"):
+    with pytest.raises(UserError, match="died with status 2; see its message above"):
         won("nowhere_to_be_found:KIND")
     assert capfd.readouterr().err.count("\n") == 1
 

@@ -91,5 +91,5 @@ def test_runs_in_folders_of_one_name_are_told_apart(runs: tuple[Path, Path], tmp
 
 def test_a_folder_without_a_run_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="empty is no run folder"):
+    with pytest.raises(UserError, match="empty is not a run folder"):
         write_comparison(runs[0], tmp_path / "empty")

@@ -204,7 +204,7 @@ def test_a_large_constant_is_drawn(tmp_path: Path, value: float):
 
 
 def test_empty_folder_is_no_run(tmp_path: Path):
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         write_report(tmp_path)
 
 
@@ -216,7 +216,7 @@ def test_tool_rebuilds_the_report_or_says_why_not(run_folder: Path, tmp_path_fac
     assert (good.returncode, good.stdout) == (0, f"{run_folder / 'report.html'}\n")
     assert bad.returncode == 2
     assert bad.stderr.splitlines() == [
-        f"error: {empty} is no run folder: it has neither metrics.jsonl nor evaluation_*.json"]
+        f"error: {empty} is not a run folder: it has neither metrics.jsonl nor evaluation_*.json"]
 
 
 def test_smooth_is_a_centered_mean_that_leaves_out_missing_values():

@@ -325,7 +325,7 @@ def test_groups_that_a_live_run_drops_meanwhile_are_one_line(
 
 
 def test_a_folder_without_a_run_or_without_groups_is_one_line(tmp_path: Path, run: Path) -> None:
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         trace.main([str(tmp_path / "policy")])
     Journal(run / "groups").forget(9)
     with pytest.raises(UserError, match=r"holds no groups; checkpoint\.groups_gib"):

@@ -52,7 +52,7 @@ class Tasks:
 
 
 def expert(task: Task, *, seed: int, detour: float, max_steps: int, options: object) -> Demonstration:
-    """An episode of whom the first policy imitates: right, but in a share `detour` of the steps at random."""
+    """An episode of the expert the first policy imitates; a fraction `detour` of its actions is random."""
     courier, rng, turns = Courier(), random.Random(seed), []
     seen = courier.reset(task)
     while not courier.delivered and len(turns) < max_steps:

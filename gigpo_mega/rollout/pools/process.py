@@ -34,7 +34,7 @@ class ProcessWorker(Worker):
 
     def obituary(self) -> str:
         """How it ended."""
-        died = f"died with status {self.process.returncode}; its own message stands above"
+        died = f"died with status {self.process.returncode}; see its message above"
         return f"environment worker {self.process.pid} {self.killed or died}"
 
     def end(self, patience: float = 0.0) -> None:

@@ -42,7 +42,7 @@ class WorkerLost(EnvironmentLost):
     """A rollout worker has ended, with all that it played."""
 
     def __init__(self) -> None:
-        super().__init__("a rollout worker has ended; its own message stands above", at_fault=True)
+        super().__init__("a rollout worker has ended; see its message above", at_fault=True)
 
     def __reduce__(self) -> tuple[type[WorkerLost], tuple[Any, ...]]:
         return WorkerLost, ()

@@ -31,7 +31,7 @@ class ProcessWorker:
             with open(self._told, "rb") as told:
                 said = told.read()
             if not said:
-                raise UserError("a rollout worker cannot be started; its own message stands above")
+                raise UserError("a rollout worker cannot be started; see its message above")
             self._port = int(said)
         return self._setup.host, self._port
 

@@ -62,7 +62,9 @@ class RunFolder:
         paths = folder.glob("evaluation_*.json")
         evaluations = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         if not rows and not evaluations:
-            raise UserError(f"{folder} is no run folder: it has neither metrics.jsonl nor evaluation_*.json")
+            raise UserError(
+                f"{folder} is not a run folder: it has neither metrics.jsonl nor evaluation_*.json"
+            )
         config = folder / "config.yaml"
         return cls(
             name=folder.resolve().name,

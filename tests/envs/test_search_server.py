@@ -269,6 +269,14 @@ def test_the_client_gives_up_after_its_retries(answer: Any, times: int, message:
     assert len(asked) == times
 
 
+def test_the_pauses_of_a_client_that_gives_up_take_91_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("envs.search.client.time.sleep", pauses.append)
+    with pytest.raises(RetrieverError):
+        RemoteRetriever("http://127.0.0.1:9/retrieve").search(["a"], 1)
+    assert sum(pauses) == 91.5  # seconds; docs/environments/search.md
+
+
 def test_a_lost_server_ends_the_episode_with_one_line() -> None:
     nowhere = {"url": "http://127.0.0.1:9/retrieve", "retries": 1, "pause": 0.01}
     environment = SearchEnvironment(retriever=nowhere)

@@ -1,6 +1,7 @@
 """What mkdocs makes besides the pages of this folder (mkdocs.yml): pages from the code and from README.md.
 
 Links of a page to files outside this folder become the file's name: the site has no repository to point to.
+Those to README.md#measured lead to the page that is made of it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,7 +33,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """`[text](target)` becomes `text` if the target is outside this folder; WIDE pages have no contents."""
+    """`[text](target)` becomes `text` if the target is outside this folder and no page is made of it.
+
+    WIDE pages have no contents.
+    """
     folder = PurePosixPath(page.file.src_uri).parent
 
     def link(found: re.Match[str]) -> str:
@@ -39,6 +44,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         if not target or re.match(r"\w+:", target):
             return found[0]
         place = (ROOT / "docs" / folder / target).resolve()
+        if found["target"].endswith("README.md#measured") and place == ROOT / "README.md":
+            return f"[{found['text']}]({os.path.relpath('measured.md', folder)})"
         return found[0] if place.is_relative_to(ROOT / "docs") else found["text"]
 
     if page.file.src_uri in WIDE:

@@ -106,6 +106,17 @@ def test_a_link_out_of_the_docs_is_left_as_text() -> None:
     assert said == "a, [b](../faq.md#x), [c](#here), [d](https://x.org), ![e](../../x.png)"
 
 
+def test_a_link_to_the_figures_leads_to_their_page() -> None:
+    class FakePage:
+        meta: ClassVar[dict[str, Any]] = {}
+
+        class file:
+            src_uri = "environments/your_own.md"
+
+    said = HOOKS.on_page_markdown("[figures](../../README.md#measured)", page=FakePage)
+    assert said == "[figures](../measured.md)"
+
+
 def test_advantages_have_an_index_except_in_code() -> None:
     html = "<p>A_E, A_S and <code>A_E</code></p><pre><code>A_S</code></pre><p>LA_E A_S.</p>"
     assert HOOKS.on_page_content(html) == (

@@ -41,6 +41,7 @@ NOT_RUN = {
     "docker ": "needs Docker",
     "ray ": "starts a cluster on machines of the reader's; tests/rollout/test_ray_pool.py has one of its own",
     "cd ": "only the reader's shell has a folder",
+    ". .venv/bin/activate": "only the reader's shell has a PATH",
 }
 NO_COMMANDS = {  # pages with blocks of another kind
     "kernels/README.md": "formulas",

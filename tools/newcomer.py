@@ -83,7 +83,9 @@ def first_curve(clone: Path) -> Callable[[], bool]:
 
 
 def typed(line: str, folder: Path, programs: Path, until: Callable[[], bool] | None = None) -> dict[str, Any]:
-    """The seconds of a command in `folder`; it is interrupted once `until` holds.
+    """The seconds of a command in `folder`, with `programs` on PATH, as if activated.
+
+    It is interrupted once `until` holds.
 
     Raises CalledProcessError if it fails.
     """

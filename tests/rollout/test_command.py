@@ -111,11 +111,11 @@ def test_a_server_with_cuda_finds_the_tools_and_libraries_of_our_environment(
     (runtime.parent / "cudnn").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PATH", "/usr/bin")
-    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/libraries")
     found = Launch(Stack("cuda", ""), "bfloat16", releases_memory=True).environment(EngineConfig())
     assert found["PATH"] == f"{Path(sys.executable).parent}:/usr/bin"
     first, *_, last = found["LD_LIBRARY_PATH"].split(":")
-    assert (first, last) == (str(runtime), "/opt/lib")
+    assert (first, last) == (str(runtime), "/libraries")
     monkeypatch.delenv("LD_LIBRARY_PATH")
     for launch in (Launch(Stack("cuda", ""), "bfloat16"), Launch(Stack("cpu", ""), releases_memory=True)):
         assert "LD_LIBRARY_PATH" not in launch.environment(EngineConfig())

@@ -40,20 +40,46 @@ def read_json(file: Path, absent: str, damaged: str) -> Any:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `folder` if the block ends without an exception.
 
-    If `folder` exists, its files of the same names are replaced instead, one after another: whoever reads
-    meanwhile, or after a crash, may find old and new ones. Raises EnvError if it is a file.
+    If `folder` exists when the block begins, its files of the same relative paths are replaced instead, one
+    after another: whoever reads meanwhile, or after a crash, may find old and new ones. If another process
+    makes it during the block, that one is kept, provided that its files have the paths and sizes of ours.
+    Raises EnvError if they have not, and if `folder` is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise EnvError(f"{folder} is a file; choose another folder")
+    existed = folder.is_dir()
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        if not folder.is_dir():
-            os.replace(partial, folder)
+        if existed:
+            _replace_files(partial, folder)
         else:
-            for file in partial.iterdir():
-                os.replace(file, folder / file.name)
+            _become(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace_files(partial: Path, folder: Path) -> None:
+    for path in _sizes(partial):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial / path, folder / path)
+
+
+def _become(partial: Path, folder: Path) -> None:
+    try:
+        os.replace(partial, folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        if _sizes(folder) != _sizes(partial):
+            raise EnvError(
+                f"{folder} was made meanwhile by another process, with other files than this one would have; "
+                "choose another folder for one of them, or remove it and start again"
+            ) from None
+
+
+def _sizes(folder: Path) -> dict[Path, int]:
+    """Bytes of every file in `folder`, by its relative path."""
+    return {file.relative_to(folder): file.stat().st_size for file in folder.rglob("*") if file.is_file()}

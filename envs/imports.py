@@ -15,11 +15,11 @@ def imported(location: str, field: str, what: str, fits: Callable[[object], bool
     """The object at `location`, `module:attribute`, which `field` names.
 
     Raises EnvError if there is none, with the names of all that `fits` in the module, which are called
-    `what`, and if the module is not found or cannot be imported.
+    `what`, and if the module is not found or raises anything when it is imported.
     """
     module, _, attribute = location.partition(":")
     where = f"{field} {location}"
-    if not module or not attribute:
+    if not module or not attribute or module.startswith("."):
         raise EnvError(f"{where}: it is no address; give module:attribute")
     try:
         held = importlib.import_module(module)
@@ -28,7 +28,9 @@ def imported(location: str, field: str, what: str, fits: Callable[[object], bool
             advice = f"run in the folder of {module}.py, or set PYTHONPATH"
             raise EnvError(f"{where}: {error}; {advice}") from None
         raise EnvError(f"{where}: {_told(error)}") from None
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except EnvError:  # says what to do, e.g. which package to install
+        raise
+    except Exception as error:
         raise EnvError(f"{where}: {_told(error)}") from None
     try:
         return reduce(getattr, attribute.split("."), held)
@@ -43,4 +45,5 @@ def _told(error: Exception) -> str:
         return f"{error}; correct it there"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
     advice = "correct it there" + (", or install it" if isinstance(error, ModuleNotFoundError) else "")
-    return f"{error} ({frames[-1].filename}, line {frames[-1].lineno}); {advice}"
+    said = f"{type(error).__name__}: {error}"  # a KeyError's text is but the key
+    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno}); {advice}"

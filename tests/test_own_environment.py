@@ -53,7 +53,8 @@ def test_an_environment_that_cannot_be_imported_is_one_line(
         "import randm": r"No module named 'randm' \(.*broken0.py, line 2\); .*or install it",
         "import math; math.cosine": r"no attribute 'cosine' \(.*broken1.py, line 2\); correct it there",
         "from math import cosine": r"cannot import name 'cosine'.*\(.*broken2.py, line 2\); correct it there",
-        "KIND = (": r"never closed \(broken3.py, line 2\); correct it there",
+        "{}['kind']": r"KeyError: 'kind' \(.*broken3.py, line 2\); correct it there",
+        "KIND = (": r"never closed \(broken4.py, line 2\); correct it there",
     }.items()):  # fmt: skip
         (folder / f"broken{number}.py").write_text(f"KIND = 1\n{line}\n")
         with pytest.raises(EnvError, match=rf"^environment.name broken{number}:KIND: .*{said}") as caught:

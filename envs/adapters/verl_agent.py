@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 from envs.adapters import text_of
 from envs.adapters._verbatim import AS_SHOWN
 from envs.base import EnvError, EnvironmentKind, Observation, Task, Transition
+from envs.imports import imported
 from envs.records import records_or_seeds
 
 
@@ -25,11 +25,8 @@ class ManagedEnvironment:
     """
 
     def __init__(self, manager: str, arguments: Mapping[str, Any] | None = None) -> None:
-        module, _, name = manager.partition(":")
-        try:
-            self._make: Callable[..., Any] = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise EnvError(f"environment.options.manager {manager}: {error}; give module:function") from None
+        field = "environment.options.manager"
+        self._make: Callable[..., Any] = imported(manager, field, "functions", inspect.isfunction)
         self._arguments = dict(arguments or {})
         self._manager: Any = None
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from importlib import import_module
 from typing import Any, cast
 
 import numpy as np
 
-from envs.base import LARGEST_REWARD
+from envs.base import LARGEST_REWARD, EnvError
+from envs.imports import imported
 from gigpo_mega.algorithms.device import column_device
 from gigpo_mega.algorithms.estimators.g2po import g2po
 from gigpo_mega.algorithms.estimators.gagpo import gagpo
@@ -71,7 +72,7 @@ def lookup_estimator(name: str) -> Estimator:
     """The estimator called `name`: a built-in one, or `module:function` of an importable module.
 
     Modules are found in the working directory, too. Raises ConfigError naming the known ones, or saying why
-    one cannot be imported.
+    one cannot be imported or called with rows and configuration.
     """
     if name in BUILT_IN:
         return BUILT_IN[name].function
@@ -82,15 +83,13 @@ def lookup_estimator(name: str) -> Estimator:
             "function as module:function (docs/estimators.md)"
         )
     try:
-        found = cast(Estimator, getattr(import_module(module), function))
-    except Exception as error:  # whatever the user's module raises
-        raise ConfigError(
-            f"advantage.estimator {name} cannot be imported ({type(error).__name__}: {error}); "
-            f"run in the folder of {module.partition('.')[0]}, or set PYTHONPATH"
-        ) from error
+        found = imported(name, "advantage.estimator", "functions", inspect.isfunction)
+    except EnvError as error:
+        raise ConfigError(str(error)) from None
     if not callable(found):
         raise ConfigError(f"advantage.estimator {name} is {type(found).__name__}, not a function")
-    return found
+    _check_parameters(found, name)
+    return cast(Estimator, found)
 
 
 def check_advantage(cfg: AdvantageConfig) -> None:
@@ -110,6 +109,20 @@ def check_advantage(cfg: AdvantageConfig) -> None:
                 f"advantage.{name} {value} has no effect on advantage.estimator {cfg.estimator}; "
                 f"leave it at {default}"
             )
+
+
+def _check_parameters(function: Callable[..., Any], name: str) -> None:
+    try:
+        parameters = inspect.signature(function)
+    except ValueError:  # one of C may not tell its parameters
+        return
+    try:
+        parameters.bind(None, None)
+    except TypeError as error:
+        raise ConfigError(
+            f"advantage.estimator {name} cannot be called as {name.partition(':')[2]}(rows, cfg): {error}; "
+            "give it these two parameters (docs/estimators.md)"
+        ) from None
 
 
 def _check_choices(cfg: AdvantageConfig) -> None:

@@ -36,7 +36,19 @@ def short(rows, cfg): return whole(rows, cfg, total=np.zeros(1, dtype=np.float32
 def double(rows, cfg): return whole(rows, cfg, episode=np.zeros(len(rows)))
 def plain(rows, cfg): return whole(rows, cfg, step=[0.0] * len(rows))
 def nan(rows, cfg): return whole(rows, cfg, step=np.array([0.0, np.nan], dtype=np.float32))
-constant = 3
+"""
+CALLS = """
+from builtins import divmod
+
+def two(rows, cfg): ...
+def more(rows, cfg, scale=1.0): ...
+def any_number(*given): ...
+class Called:
+    def __init__(self, rows, cfg): ...
+
+def one_argument(rows): ...
+def three(rows, cfg, extra): ...
+def by_name(rows, *, cfg): ...
 """
 
 
@@ -97,18 +109,42 @@ def test_an_unknown_estimator_is_refused_with_the_known_ones() -> None:
 
 
 def test_an_estimator_that_cannot_be_imported_says_why(folder: Path) -> None:
-    (folder / "broken_estimators.py").write_text("1 / 0\n")
-    (folder / "other_estimators.py").write_text("constant = 3\n")
+    for module, text in (
+        ("divides", "1 / 0\n"),
+        ("unnamed", "def f(rows: RowTable, cfg): ...\n"),
+        ("unclosed", "def f(rows, cfg:\n"),
+        ("needing", "\nimport nowhere_to_be_found\n"),
+        ("other_estimators", "constant = 3\ndef task_level(rows, cfg): ...\n"),
+    ):
+        (folder / f"{module}.py").write_text(text)
     for name, why in (
-        ("missing_estimators:f", r"\(ModuleNotFoundError: No module named 'missing_estimators'\); run in the "
-         "folder of missing_estimators, or set PYTHONPATH"),
-        ("broken_estimators:f", r"\(ZeroDivisionError: division by zero\)"),
-        ("other_estimators:f", r"\(AttributeError: module 'other_estimators' has no attribute 'f'\)"),
+        ("missing_estimators:f", r"No module named 'missing_estimators'; run in the folder of "
+         "missing_estimators.py, or set PYTHONPATH$"),
+        ("divides:f", r"ZeroDivisionError: division by zero \(.*divides.py, line 1\); correct it there$"),
+        ("unnamed:f", r"NameError: name 'RowTable' .*\(.*unnamed.py, line 1\); correct it there$"),
+        ("unclosed:f", r"'\(' was never closed \(unclosed.py, line 1\); correct it there$"),
+        ("needing:f", r"No module named .*\(.*needing.py, line 2\); correct it there, or install it$"),
+        ("other_estimators:tsk_level", r"module 'other_estimators' has no attribute 'tsk_level'; functions "
+         "there: task_level$"),
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match=rf"^advantage\.estimator {name} cannot be imported {why}"):
+        with pytest.raises(ConfigError, match=rf"^advantage\.estimator {name}: (\w+: )?{why}"):
             lookup_estimator(name)
     with pytest.raises(ConfigError, match=r"other_estimators:constant is int, not a function"):
         lookup_estimator("other_estimators:constant")
+
+
+def test_an_estimator_that_cannot_be_called_with_rows_and_configuration_is_refused(folder: Path) -> None:
+    (folder / "my_calls.py").write_text(CALLS)
+    for name in ("two", "more", "any_number", "Called", "divmod"):
+        check_advantage(AdvantageConfig(estimator=f"my_calls:{name}"))
+    for name, why in (
+        ("one_argument", "too many positional arguments"),
+        ("three", "missing a required argument: 'extra'"),
+        ("by_name", "too many positional arguments"),
+    ):
+        said = rf"my_calls:{name} cannot be called as {name}\(rows, cfg\): {why}; give it these two"
+        with pytest.raises(ConfigError, match=rf"^advantage\.estimator {said}"):
+            check_advantage(AdvantageConfig(estimator=f"my_calls:{name}"))
 
 
 def test_what_an_estimator_returns_must_fit_the_rows(folder: Path) -> None:

@@ -92,7 +92,8 @@ def test_the_managers_text_is_the_prompt() -> None:
         (NAME, {"copies": 2}, "2 environments in it; use env_num 1 and group_n 1"),
         (NAME, {"images": True}, "it shows images only"),
         ("nowhere:make", {}, "environment.options.manager nowhere:make: No module"),
-        ("json", {}, "give module:function"),
+        ("json", {}, "environment.options.manager json: it is no address; give module:attribute"),
+        ("json:load_all", {}, "no attribute 'load_all'; functions there: .*loads"),
     ],
 )
 def test_an_unplayable_manager_is_refused(name: str, arguments: dict[str, Any], message: str) -> None:

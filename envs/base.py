@@ -55,7 +55,11 @@ class Transition:
 
 
 class Environment(Protocol):
-    """A text environment; one instance plays one episode at a time and is reused for many."""
+    """A text environment; one instance plays one episode at a time and is reused for many.
+
+    It may also have a method `close()`, which releases what it holds, such as a process or a connection, and
+    is called when it is not used again.
+    """
 
     def reset(self, task: Task) -> Observation: ...
 

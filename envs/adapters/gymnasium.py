@@ -49,7 +49,7 @@ class GymnasiumEnvironment:
             )
         self._actions = self._name_actions(actions)
         self._seen = Observation("")
-        self._done = True
+        self._done, self._closed = True, False
 
     def reset(self, task: Task) -> Observation:
         """Resets with the seed `task.source`."""
@@ -73,6 +73,12 @@ class GymnasiumEnvironment:
         won = terminated and reward >= self._success_at
         success = bool(info.get("success", info.get("is_success", won)))
         return Transition(self._observe(observation, info), float(reward), self._done, success, valid=True)
+
+    def close(self) -> None:
+        """Closes Gymnasium's environment, once."""
+        if not self._closed:
+            self._done = self._closed = True
+            self._env.close()
 
     def _observe(self, observation: Any, info: Mapping[str, Any]) -> Observation:
         state = text_of(observation)

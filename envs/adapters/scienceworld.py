@@ -54,6 +54,7 @@ class ScienceWorldEnvironment:
         self._simulator = _simulator(max_steps)
         self._simplifications, self._listed = simplifications, list_actions
         self._max_steps, self._steps, self._done = max_steps, 0, True
+        self._closed = False
 
     def reset(self, task: Task) -> Observation:
         """Loads the variation `task.source`; raises EnvError if there is none."""
@@ -77,6 +78,12 @@ class ScienceWorldEnvironment:
         valid = bool(command) and not text.startswith(_REFUSED)
         seen = self._observation(text, info)
         return Transition(seen, reward / 100, self._done, info["score"] >= 100, valid)
+
+    def close(self) -> None:
+        """Ends the simulator with its process of Java, once."""
+        if not self._closed:
+            self._done = self._closed = True
+            self._simulator.close()
 
     def _observation(self, text: str, info: dict[str, Any]) -> Observation:
         listed = tuple(sorted(info["valid"])) if self._listed else ()

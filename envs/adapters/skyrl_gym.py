@@ -38,8 +38,7 @@ class SkyRLGymEnvironment:
 
     def reset(self, task: Task) -> Observation:
         """Opens the conversation of the record `task.source`."""
-        if self._env is not None:
-            self._env.close()
+        self.close()
         row = json.loads(task.source)
         prompt = row.pop("prompt", [])
         id = self._id or row.get("env_class", "")
@@ -60,10 +59,15 @@ class SkyRLGymEnvironment:
         answered = self._env.step(action)
         reward, done = float(answered["reward"]), bool(answered["done"])
         if done:
-            self._env.close()
-            self._env = None
+            self.close()
         seen = Observation(_text(answered["observations"]), instruction=self._instruction)
         return Transition(seen, reward, done, done and reward >= self._success_at, valid=True)
+
+    def close(self) -> None:
+        """Closes the environment of the conversation, if one is open."""
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
 
 
 def _text(messages: Sequence[Mapping[str, str]]) -> str:

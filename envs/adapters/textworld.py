@@ -73,13 +73,19 @@ class TextWorldEnvironment:
         seen = self._observation(state, _answer(state))
         return Transition(seen, float(reward), self._done, bool(state.won), valid)
 
+    def close(self) -> None:
+        """Ends the game with its interpreter, if one is loaded."""
+        game, self._game = self._game, None
+        self._path, self._done = "", True
+        if game is not None:
+            game.close()
+
     def _load(self, file: Path) -> None:
         header = file.read_bytes()[:64] if file.is_file() else b""
         known = header[:4] == b"Glul" if file.suffix == ".ulx" else bool(header) and 1 <= header[0] <= 8
         if len(header) < 64 or not known:  # the interpreter would end the process
             raise EnvError(f"TextWorld: {file} is not a game of the Z-machine or of Glulx; tw-make makes one")
-        if self._game is not None:
-            self._game.close()
+        self.close()
         asked = ("admissible_commands", "description", "inventory", "won", "lost", "max_score", "objective")
         try:
             self._game = textworld.start(str(file), textworld.EnvInfos(**dict.fromkeys(asked, True)))

@@ -34,13 +34,19 @@ class ManagedEnvironment:
         """Starts on a seed, or on a record of environment kwargs."""
         given = json.loads(task.source)
         seeded = isinstance(given, int)
-        if seeded and self._manager is not None:
-            self._manager.close()
+        if seeded:
+            self.close()
         if seeded or self._manager is None:
             self._manager = self._make(seed=given if seeded else 0, **self._arguments)
         takes = inspect.signature(self._manager.reset).parameters
         observations, _ = self._manager.reset(*([None if seeded else [given]] if takes else []))
         return _first(observations)
+
+    def close(self) -> None:
+        """Closes the manager with its environment, if there is one."""
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            manager.close()
 
     def step(self, action: str) -> Transition:
         """Passes the answer `action` to the manager."""

@@ -119,6 +119,21 @@ def test_fuzzed_actions_change_nothing() -> None:
     assert environment.reset(seed(1)) == before
 
 
+def test_close_closes_the_environment_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Any] = []
+    played = "gymnasium.envs.toy_text.frozen_lake.FrozenLakeEnv"
+    monkeypatch.setattr(f"{played}.close", lambda env: closed.append(env))
+    environment, fresh = lake(), lake()
+    environment.reset(seed(0))
+    environment.close()
+    environment.close()
+    assert len(closed) == 1
+    with pytest.raises(EnvError, match="the episode is over"):
+        environment.step("left")
+    fresh.close()
+    assert len(closed) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 
+import psutil
 import pytest
 
 pytest.importorskip("scienceworld")
@@ -17,8 +19,10 @@ TASK = Task("find-non-living-thing/0", "find-non-living-thing", "find-non-living
 
 
 @pytest.fixture(scope="module")
-def environment() -> ScienceWorldEnvironment:
-    return ScienceWorldEnvironment(max_steps=40)
+def environment() -> Iterator[ScienceWorldEnvironment]:
+    environment = ScienceWorldEnvironment(max_steps=40)
+    yield environment
+    environment.close()
 
 
 def test_splits_are_the_benchmarks() -> None:
@@ -52,6 +56,21 @@ def test_fuzzed_commands_neither_raise_nor_leak(environment: ScienceWorldEnviron
         assert not environment.step(said).valid
     assert environment.step("look around").valid
     assert environment.reset(TASK) == first
+
+
+def test_close_ends_the_process_of_java() -> None:
+    def started() -> set[psutil.Process]:
+        return set(psutil.Process().children(recursive=True)) - before
+
+    before = set(psutil.Process().children(recursive=True))
+    environment = ScienceWorldEnvironment()
+    (java,) = started()
+    environment.close()
+    psutil.wait_procs([java], timeout=10)
+    assert started() == set()
+    environment.close()
+    with pytest.raises(EnvError, match="the episode is over"):
+        environment.step("look around")
 
 
 def test_a_task_that_is_not_there_is_one_line(environment: ScienceWorldEnvironment) -> None:

@@ -73,6 +73,23 @@ def test_a_class_is_found_by_its_import_path() -> None:
         SkyRLGymEnvironment("nothing").reset(task())
 
 
+def test_each_environment_is_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Any] = []
+    monkeypatch.setattr("skyrl_gym.envs.base_text_env.BaseTextEnv.close", lambda env: closed.append(env))
+    environment = SkyRLGymEnvironment()
+    environment.close()
+    assert closed == []
+    environment.reset(task())
+    environment.reset(task())
+    assert len(closed) == 1
+    for _ in range(2):
+        environment.close()
+        assert len(set(map(id, closed))) == len(closed) == 2
+    with pytest.raises(EnvError, match="the episode is over"):
+        environment.step("#### 5")
+    assert environment.reset(task()).text == "Think.\n\nWhat is 2 + 3?"
+
+
 def test_the_policys_whole_answer_is_the_action() -> None:
     dialogue = choose(KIND, "chat")
     environment = SkyRLGymEnvironment()

@@ -88,6 +88,41 @@ def test_fuzzed_commands_neither_raise_nor_leak(
     assert list(tmp_path.iterdir()) == []  # `save` and `script` write files where they are let
 
 
+def test_close_ends_the_interpreter(games: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(interpreter: Any) -> None:
+        if interpreter.game_running:
+            ended.append(id(interpreter))  # not itself, which calls this when it is collected
+        close(interpreter)
+
+    ended, close = list[int](), textworld.envs.JerichoEnv.close
+    monkeypatch.setattr(textworld.envs.JerichoEnv, "close", end)
+    environment = TextWorldEnvironment()
+    environment.close()
+    task = KIND.tasks(data=str(games)).tasks("train")[0]
+    first = environment.reset(task)
+    assert ended == []
+    for _ in range(2):
+        environment.close()
+        assert len(ended) == 1
+    with pytest.raises(EnvError, match="the episode is over"):
+        environment.step("look")
+    assert environment.reset(task) == first
+
+
+def test_a_game_can_be_played_after_one_that_cannot(games: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("damaged")
+
+    one, other = KIND.tasks(data=str(games)).tasks("train")
+    environment = TextWorldEnvironment()
+    first = environment.reset(one)
+    with monkeypatch.context() as patch:
+        patch.setattr(textworld, "start", fail)
+        with pytest.raises(EnvError, match="cannot be played: damaged"):
+            environment.reset(other)
+    assert environment.reset(one) == first
+
+
 def test_a_file_that_is_not_a_game_is_a_one_line_error(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(EnvError, match=r"no game .*tw-make makes one"):

@@ -19,7 +19,7 @@ class FakeManager:
 
     def __init__(self, seed: int, copies: int = 1, images: bool = False) -> None:
         self.letters = np.random.default_rng(seed).choice(list("abcdefgh"), copies)
-        self.images, self.closed = images, False
+        self.images = images
 
     def reset(self, kwargs: Sequence[dict[str, Any]] | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         if kwargs is not None:
@@ -34,8 +34,7 @@ class FakeManager:
                  for w, a in zip(wons, text_actions, strict=True)]  # fmt: skip
         return self._observed(), 10.0 * wons, wons, infos
 
-    def close(self) -> None:
-        self.closed = True
+    def close(self) -> None: ...
 
     def _observed(self) -> dict[str, Any]:
         texts = [f"You said {said}. The letter is after {chr(ord(letter) - 1)}."
@@ -77,6 +76,21 @@ def test_rows_are_the_environments_kwargs(tmp_path: Path) -> None:
     environment = ManagedEnvironment(NAME)
     wanted = [letter(environment, task) for task in KIND.tasks(data=str(tmp_path)).tasks("train")]
     assert wanted == ["q", "z"]
+
+
+def test_each_manager_is_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Any] = []
+    monkeypatch.setattr(FakeManager, "close", lambda env: closed.append(env))
+    environment = ManagedEnvironment(NAME)
+    environment.close()
+    assert closed == []
+    for number in range(3):
+        environment.reset(seed(number))
+    for _ in range(2):
+        environment.close()
+        assert len(set(map(id, closed))) == len(closed) == 3
+    with pytest.raises(EnvError, match="no episode is running"):
+        environment.step("a")
 
 
 def test_the_managers_text_is_the_prompt() -> None:

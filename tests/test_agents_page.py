@@ -89,7 +89,7 @@ def test_tasks_without_an_environment_need_an_agent(folder: Path) -> None:
         def set(self, slot: int) -> None: ...
         def clear(self) -> None: ...
 
-    _, well, error = Host(FakeMark(), locks.KIND, {}).answer(0, "reset", Task("a", "b", "c"))
+    _, well, error = Host(FakeMark(), locks.KIND, {}).answer(7, 0, "reset", Task("a", "b", "c"))
     assert not well
     assert isinstance(error, EnvError)
     assert "set rollout.agent" in str(error)

@@ -125,6 +125,28 @@ def test_a_cancelled_call_leaves_no_late_answer(pool: ProcessPool) -> None:
     slow.close()
 
 
+def test_a_call_after_a_cancelled_one_gets_its_own_answer() -> None:
+    slow = ProcessPool(NAME, {"delay": 0.2}, workers=1)
+
+    async def run() -> list[str]:
+        async with slow:
+            await asyncio.gather(slow.reset(0, task(9)), slow.reset(1, task(9)))
+            for _ in range(2):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(slow.step(0, "up"), timeout=0.05)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(slow.step(1, "raise"), timeout=0.05)
+            seen = [await slow.step(0, "up"), await slow.step(0, "up"), await slow.step(1, "up")]
+            await slow.reset(0, task(9))
+            return [transition.observation.text for transition in [*seen, await slow.step(0, "up")]]
+
+    try:
+        assert asyncio.run(run()) == ["count 3", "count 4", "count 1", "count 1"]
+        assert slow._workers[0].process.poll() is None  # it owed no answer
+    finally:
+        slow.close()
+
+
 def test_close_leaves_no_process_behind() -> None:
     before = set(psutil.Process().children(recursive=True))
     pool = ProcessPool(NAME, {}, workers=2)

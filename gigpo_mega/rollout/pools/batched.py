@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ class Worker:
     """What the pool knows of one worker, apart from how it is reached."""
 
     outbox: list[Request] = field(default_factory=list)
-    waiting: dict[int, asyncio.Future[Any]] = field(default_factory=dict)  # by slot
+    waiting: dict[int, tuple[int, asyncio.Future[Any]]] = field(default_factory=dict)  # slot, by call
     slots: set[int] = field(default_factory=set)  # whose environments it holds
     killed: str = ""  # why, if it was by us
 
@@ -31,7 +32,8 @@ class BatchedPool(ABC, Generic[W]):
     """`count` workers holding environments; slot i lives in worker i modulo `count`.
 
     Slots are made when first used and can be reused. Enter the pool (`async with pool`) in each event loop
-    that uses it; `close()` ends the workers. A slot serves one call at a time.
+    that uses it; `close()` ends the workers. A slot serves one call at a time; one whose caller is cancelled
+    is completed all the same, before the slot's next one, and its answer is dropped.
 
     A worker is killed when a call of one of its environments takes more than `step_timeout` seconds. However
     it ends, each of its slots raises EnvironmentLost until it is reset, which starts another worker.
@@ -39,6 +41,7 @@ class BatchedPool(ABC, Generic[W]):
 
     def __init__(self, count: int, step_timeout: float | None) -> None:
         self._timeout = step_timeout
+        self._numbers = itertools.count()  # of calls: an answer is never taken for that of another call
         self._lost: dict[int, EnvironmentLost] = {}  # by slot
         self._starting: list[asyncio.Lock] = []  # by worker; none outside `async with`
         self._watching: asyncio.Task[None] | None = None
@@ -71,7 +74,7 @@ class BatchedPool(ABC, Generic[W]):
             self._watching = None
         self._starting = []
         for worker in self._workers:
-            if worker.waiting:  # abandoned calls: late answers would be taken for those of the next ones
+            if worker.waiting:  # abandoned calls: an answer may have been read in part
                 worker.waiting.clear()
                 self._stop(worker)
             await self._detach(worker)
@@ -133,8 +136,9 @@ class BatchedPool(ABC, Generic[W]):
             worker = await self._serving(index)
         loop = asyncio.get_running_loop()
         worker.slots.add(slot)
-        worker.waiting[slot] = future = loop.create_future()
-        worker.outbox.append((slot, method, argument))
+        number, future = next(self._numbers), loop.create_future()
+        worker.waiting[number] = slot, future
+        worker.outbox.append((number, slot, method, argument))
         if len(worker.outbox) == 1:
             loop.call_soon(self._flush, worker)
         return await future
@@ -144,18 +148,19 @@ class BatchedPool(ABC, Generic[W]):
         self._send(worker, batch)
 
     def _deliver(self, worker: W, replies: Iterable[Reply]) -> None:
-        for slot, good, result in replies:
-            future = worker.waiting.pop(slot)
-            if not future.done():  # else the caller was cancelled
+        for number, good, result in replies:
+            _, future = worker.waiting.pop(number, (None, None))
+            if future is not None and not future.done():  # else its caller was cancelled, or has been told
                 future.set_result(result) if good else future.set_exception(result)
 
     def _gone(self, worker: W, obituary: str, at_work: int | None) -> None:
         """Tell all whose environments `worker` held that it ended, if known in a call of slot `at_work`."""
         for slot in worker.slots:
-            self._lost[slot] = lost = EnvironmentLost(obituary, at_fault=at_work in (None, slot))
-            future = worker.waiting.pop(slot, None)
-            if future is not None and not future.done():
-                future.set_exception(lost)
+            self._lost[slot] = EnvironmentLost(obituary, at_fault=at_work in (None, slot))
+        for slot, future in worker.waiting.values():
+            if not future.done():
+                future.set_exception(self._lost[slot])
+        worker.waiting.clear()
         worker.slots.clear()
 
     async def _watch(self, limit: float) -> None:

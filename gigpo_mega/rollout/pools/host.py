@@ -10,8 +10,9 @@ from envs.base import EnvError, Environment, EnvironmentKind, EnvUnavailable
 from envs.checks import checked_observation, checked_transition
 from gigpo_mega.rollout.pools.base import PoolError
 
-Request = tuple[int, str, Any]  # slot, "reset", "renew" (reset a new environment) or "step", its argument
-Reply = tuple[int, bool, Any]  # slot, whether it went well, the result or the exception to raise
+# number of the call, slot, "reset", "renew" (reset a new environment) or "step", its argument
+Request = tuple[int, int, str, Any]
+Reply = tuple[int, bool, Any]  # number of the call, if it went well, the result or the exception to raise
 
 _CHECKS = {"reset": checked_observation, "step": checked_transition}  # what is plain can be pickled
 
@@ -41,8 +42,8 @@ class Host:
             _close(environment)
         self._slots.clear()
 
-    def answer(self, slot: int, method: str, argument: Any) -> Reply:
-        """What the environment of `slot` returns or raises."""
+    def answer(self, number: int, slot: int, method: str, argument: Any) -> Reply:
+        """What the environment of `slot` returns or raises in call `number`."""
         self._mark.set(slot)
         try:
             if method == "renew":
@@ -53,15 +54,15 @@ class Host:
             found = getattr(self._slots[slot], method)(argument)
         except EnvError as error:
             again = method == "step" or isinstance(error, EnvUnavailable)
-            return slot, False, (EnvUnavailable if again else EnvError)(str(error))
+            return number, False, (EnvUnavailable if again else EnvError)(str(error))
         except (Exception, SystemExit) as error:
-            return slot, False, PoolError(f"{error!r}\n{traceback.format_exc()}")
+            return number, False, PoolError(f"{error!r}\n{traceback.format_exc()}")
         finally:
             self._mark.clear()
         try:
-            return slot, True, _CHECKS[method](found)
+            return number, True, _CHECKS[method](found)
         except EnvError as error:
-            return slot, False, error
+            return number, False, error
 
 
 def _close(environment: Environment | None) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +17,14 @@ from gigpo_mega.storage.journal import Journal
 from gigpo_mega.types import Group, RowTable, Trajectory
 from tests.tiny import random_steps
 
-_PLAIN = (
-    "reward", "valid", "anchor", "observation", "action", "success", "next_anchor",
-    "next_observation",
-)  # fmt: skip
+
+def plain(value: Any) -> Any:
+    """`value` with each array as its type and bytes: two that are equal are equal in every field."""
+    if isinstance(value, np.ndarray):
+        return value.dtype, value.shape, value.tobytes()
+    if is_dataclass(value):
+        return [(field.name, plain(getattr(value, field.name))) for field in fields(value)]
+    return list(map(plain, value)) if isinstance(value, tuple) else value
 
 
 def groups() -> tuple[Group, ...]:
@@ -46,18 +53,12 @@ def test_groups_come_back_equal(tmp_path: Path) -> None:
     write(journal, 3)
     assert journal.has(3)
     assert not journal.has(2)
-    back, kept = journal.read(3), groups()
-    for ours, theirs in zip(RowTable.from_groups(back).steps, RowTable.from_groups(kept).steps, strict=True):
-        for name in ("prompt_ids", "response_ids", "logprobs", "versions"):
-            assert getattr(ours, name).dtype == getattr(theirs, name).dtype
-            np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
-        for name in _PLAIN:
-            assert getattr(ours, name) == getattr(theirs, name)
+    back = journal.read(3)
+    assert plain(back) == plain(groups())
     assert [[(t.score, t.success, t.ended_by, len(t.steps)) for t in g.trajectories] for g in back] == [
         [(1.5, True, "success", 4), (0.0, False, "limit", 0)],
         [(-0.25, False, "failure", 8)],
     ]
-    assert [g.task for g in back] == [g.task for g in kept]
 
 
 def test_the_states_after_the_steps_are_columns_like_the_anchors() -> None:
@@ -143,26 +144,59 @@ def test_what_was_begun_with_other_weights_is_forgotten_or_set_aside_too(
     assert journal.begun(2) == {}
 
 
-def test_a_lost_byte_anywhere_is_one_line(tmp_path: Path) -> None:
-    journal = Journal(tmp_path)
-    journal.keep(0, 0, groups()[0])
+@pytest.mark.parametrize("remains", [
+    lambda byte, at: b"",
+    lambda byte, at: bytes([byte ^ 1 << at % 8]),
+], ids=["lost byte", "flipped bit"])  # fmt: skip
+def test_damage_anywhere_is_one_line(remains: Callable[[int, int], bytes], tmp_path: Path) -> None:
+    """A flipped bit can make an archive look encrypted or of another method: zipfile has errors for that."""
+    journal, (group, _) = Journal(tmp_path), groups()
+    journal.keep(0, 0, group)
     journal.finish(0)
     file = tmp_path / "000000" / "000000.npz"
     whole = file.read_bytes()
-    losses = range(0, len(whole), 7)
+    places = range(0, len(whole), 3)
     reasons: list[str] = []
-    for at in losses:
-        file.write_bytes(whole[:at] + whole[at + 1 :])
+    for at in places:
+        file.write_bytes(whole[:at] + remains(whole[at], at) + whole[at + 1 :])
         try:
             found = journal.read(0)
         except UserError as error:
             reasons.append(str(error))
         else:  # the byte said nothing of the groups
-            assert [s.reward for g in found for t in g.trajectories for s in t.steps] == [
-                s.reward for t in groups()[0].trajectories for s in t.steps
-            ]
+            assert plain(found) == plain((group,)), at
     assert all("to sample the iteration again" in reason and "\n" not in reason for reason in reasons)
-    assert len(reasons) > 0.9 * len(losses)
+    assert len(reasons) > 0.7 * len(places)  # the rest are dates, rights and the like
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Makes a file when it is unpickled."""
+
+    path: Path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_pickles_in_a_journal_are_refused_in_one_line_and_never_run(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    write(journal, 0)
+    file, mark = tmp_path / "000000" / "000000.npz", tmp_path / "unpickled"
+    planted = np.array([Planted(mark)], dtype=object)
+    with np.load(file) as archive:
+        columns = dict(archive)
+    np.savez_compressed(file, **columns | {"anchors": planted})
+    np.save(file.with_name("learner.npy"), planted)
+    for read in (journal.read, journal.learner):
+        with pytest.raises(UserError, match=r"^output: cannot read .*: Object arrays cannot be .*remove.*$"):
+            read(0)
+    file.write_bytes(pickle.dumps(planted))
+    with pytest.raises(UserError, match=r"^output: cannot read .* pickled .*remove.*$"):
+        journal.read(0)
+    assert not mark.exists()
+    pickle.loads(file.read_bytes())
+    assert mark.exists()
 
 
 def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from gigpo_mega.types import Float32, Group, Step, Trajectory
 _SCALARS = ("reward", "valid", "observation", "action", "success", "next_observation")
 _PARTIAL, _REJECTED = ".partial", ".rejected"
 _LEARNER = "learner.npy"
+# RuntimeError: the archive seems to be encrypted, or of a method or version that zipfile has not.
+_DAMAGED = (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
 
 
 class Journal:
@@ -180,7 +182,7 @@ def _read(path: Path) -> Group:
     try:
         with np.load(path, allow_pickle=False) as file:
             return _group({name: file[name] for name in file.files})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except _DAMAGED as error:
         kind = _Gone if isinstance(error, FileNotFoundError) else UserError
         raise kind(
             f"output: cannot read {path}: {error}; remove {path.parent} to sample the iteration again"

@@ -24,7 +24,9 @@ TWO = ["tensor=2", "pipeline=2", "pipeline=2:virtual_pipeline=2", "tensor=2:sequ
        "context=2", "distributed_optimizer=true"]  # fmt: skip
 FOUR = ["tensor=2:pipeline=2", "tensor=2"]  # the second has two data-parallel ranks
 MIXED = ["tensor=2:sequence_parallel=true:pipeline=2:virtual_pipeline=2",
-         "tensor=2:sequence_parallel=true:context=2", "pipeline=2:context=2", "pipeline=2"]  # fmt: skip
+         "tensor=2:sequence_parallel=true:context=2", "pipeline=2:context=2", "pipeline=2",
+         "context=2"]  # the last two have two data-parallel ranks  # fmt: skip
+HANDED = ["", ":tensor=2", ":context=2"]
 BY_ROW = "iterate:ratio=sequence:aggregation=seq-mean-token-mean"  # GSPO
 ADAPTED = "rank=4:alpha=8"  # learns adapters
 ADAPTED_TWO = [f"train:{ADAPTED}:{layout}" for layout in (
@@ -93,7 +95,8 @@ def two(folders: Folders, one: Results) -> Results:
 def four(folders: Folders, one: Results) -> Results:
     mixed = [f"train:{layout}" for layout in MIXED]
     adapted = [f"train:{ADAPTED}:tensor=2:pipeline=2", f"reshard:{ADAPTED}:pipeline=4", f"reshard:{ADAPTED}"]
-    handed = ["handed", "handed:tensor=2", "handed:tensor=2:pipeline=2", "iterate", "iterate:tensor=2"]
+    handed = [f"{case}{layout}" for case in ("handed", "iterate") for layout in HANDED]
+    handed.append("handed:tensor=2:pipeline=2")
     return launch(4, folders, *both(FOUR), *mixed, "reshard:pipeline=4", "reshard", *adapted, *handed)
 
 
@@ -210,7 +213,7 @@ def test_logprob_of_a_split_vocabulary(two: Results) -> None:
         assert error < 5e-6, name
 
 
-@pytest.mark.parametrize("layout", ["", ":tensor=2"])
+@pytest.mark.parametrize("layout", HANDED)
 def test_rows_that_the_leader_alone_has_give_the_same_bits(layout: str, four: Results) -> None:
     (expected,) = four["iterate" + layout]["metrics"]
     assert [rank["metrics"] for rank in four["handed" + layout]["everyone"]] == [expected] * 4
@@ -219,8 +222,8 @@ def test_rows_that_the_leader_alone_has_give_the_same_bits(layout: str, four: Re
 def test_every_rank_gets_the_rows_that_it_computes_and_no_others(two: Results, four: Results) -> None:
     """A whole copy of the groups used to reach every rank, objects and texts included."""
     sizes = [4 * (len(s.prompt_ids) + 3 * len(s.response_ids)) for s in random_steps(ranks.ROWS)]
-    for data, case in ((4, "handed"), (2, "handed:tensor=2"), (1, "handed:tensor=2:pipeline=2")):
-        for rank in four[case]["everyone"]:
+    for data, layout in ((4, ""), (2, ":tensor=2"), (2, ":context=2"), (1, ":tensor=2:pipeline=2")):
+        for rank in four["handed" + layout]["everyone"]:
             assert rank["outline"] < 16 * ranks.ROWS + 300  # two lengths a row, and what pickle adds
             assert rank["tokens"] <= sum(sizes) / data + 2 * max(sizes)
     assert [rank["tokens"] for rank in two["handed:context=2"]["everyone"]] == [0, sum(sizes)]
@@ -234,7 +237,7 @@ def test_the_leader_gets_the_learners_logprobs_of_all_rows_in_every_layout(
     scores = one["score"]["scores"]
     expected = [scores[str(row)] for row in range(ranks.ROWS)]
     whole = [value for row in expected for value in row]
-    for found in (two["iterate:pipeline=2:virtual_pipeline=2"], four["iterate"], four["iterate:tensor=2"]):
+    for found in (two["iterate:pipeline=2:virtual_pipeline=2"], *(four["iterate" + at] for at in HANDED)):
         assert found["logprobs"] == pytest.approx(whole, abs=5e-6)
     present, first = two["iterate:context=2:old_logprob=engine"]["logprobs"], ranks.ROWS // 3
     size = sum(map(len, expected[:first]))

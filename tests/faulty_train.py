@@ -1,10 +1,10 @@
 """gigpo_mega.train with a fault: `python tests/faulty_train.py FAULT ITERATION ARGS...`.
 
-FAULT is a point to be killed at (see POINTS), "stop" (SIGTERM while sampling), "stop in update",
-"kill engine" (the first, while sampling), "kill rank" (one of its ranks), "kill engine in push",
-"skipped push", "corrupted weights", "driver" (from the start there seem to be one of NVIDIA and torch's CUDA
-build), "no learner" (it cannot be made, which shows when a server has started beside it) or "never". The
-journal forgets nothing here: a test can feed one run's groups to another.
+FAULT is a point to be killed at (see POINTS), "stop" (SIGTERM while sampling), "interrupt" (the same with
+SIGINT), "stop in update", "kill engine" (the first, while sampling), "kill rank" (one of its ranks),
+"kill engine in push", "skipped push", "corrupted weights", "driver" (from the start there seem to be one of
+NVIDIA and torch's CUDA build), "no learner" (it cannot be made, which shows when a server has started beside
+it) or "never". The journal forgets nothing here: a test can feed one run's groups to another.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ def die(*_: Any, **__: Any) -> None:
 def stop(*_: Any, **__: Any) -> None:
     """What a scheduler does first."""
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    """What a user's Ctrl-C does."""
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def servers() -> list[psutil.Process]:
@@ -132,6 +137,7 @@ FAULTS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     **{point: (owner, name, die) for point, (owner, name) in POINTS.items()},
     "group": (Journal, "keep", die_after_a_group),
     "stop": (session._Advance, "__call__", stop),
+    "interrupt": (session._Advance, "__call__", interrupt),
     "kill engine": (session._Advance, "__call__", kill_engine),
     "kill rank": (session._Advance, "__call__", kill_rank),
     "kill engine in push": (Checksums, "passing", kill_engine_in_push),

@@ -87,7 +87,9 @@ def test_a_replay_without_engine_and_environment_ends_with_the_weights_of_the_ru
 
 def test_a_trace_has_the_advantages_that_the_run_recorded(uninterrupted: Path) -> None:
     recorded = RecordedRun(uninterrupted)
-    for row in read_rows(uninterrupted / "episodes.jsonl"):
+    rows = read_rows(uninterrupted / "episodes.jsonl")
+    assert [row["iteration"] for row in rows] == list(range(ITERATIONS))  # one of each iteration's groups
+    for row in rows:
         groups = recorded.groups(row["iteration"])
         (number,) = [number for number, group in groups.items() if group.task.id == row["task"]]
         steps = [s for steps in recorded.traced(row["iteration"], number).episodes for s in steps]
@@ -277,17 +279,19 @@ def test_two_processes_stopped_during_an_update_save_and_resume_bit_equal(
     assert same_policy(stopped, twos(1))
 
 
-@pytest.mark.parametrize("stopped_at", [0, 2])
+@pytest.mark.parametrize(
+    ("fault", "status", "stopped_at"), [("stop", 0, 0), ("stop", 0, 2), ("interrupt", 130, 2)]
+)
 def test_a_stopped_run_saves_and_resumes(
-    stopped_at: int, uninterrupted: Path, arguments: list[str], tmp_path: Path
+    fault: str, status: int, stopped_at: int, uninterrupted: Path, arguments: list[str], tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
     (output / "groups").mkdir(parents=True)
     for iteration in range(stopped_at):  # it is stopped while it samples the iteration after these
         shutil.copytree(uninterrupted / "groups" / f"{iteration:06d}", output / "groups" / f"{iteration:06d}")
     lines = ["--checkpoint.every", "100", "--output", str(output), "--resume", "auto"]
-    stopped = run_python(FAULTY, "stop", str(stopped_at), *arguments, *lines)
-    assert stopped.returncode == 0, stopped.stderr[-3000:]
+    stopped = run_python(FAULTY, fault, str(stopped_at), *arguments, *lines)
+    assert stopped.returncode == status, stopped.stderr[-3000:]
     saved = [path.name for path in (output / "checkpoints").glob("*")]
     assert saved == ([f"iteration_{stopped_at:06d}"] if stopped_at else [])
     shutil.copytree(uninterrupted / "groups", output / "groups", dirs_exist_ok=True)

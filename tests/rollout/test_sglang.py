@@ -350,11 +350,13 @@ def test_a_server_says_how_many_requests_it_holds(served: Served) -> None:
     assert seen[-1] == 0
 
 
+@pytest.mark.engine
 def test_a_request_that_someone_aborts_says_so(served: Served) -> None:
     async def run() -> Completion:
         async with SGLangEngine(served.url) as engine:
-            long = asyncio.create_task(engine.generate([5, 6, 7], Sampling(max_new_tokens=200)))
-            await asyncio.sleep(0.1)
+            long = asyncio.create_task(engine.generate([5, 6, 7], Sampling(max_new_tokens=250)))
+            while not await engine.held():
+                assert not long.done()
             everything = json.dumps({"abort_all": True}).encode()
             request = Request(f"{served.url}/abort_request", everything, {"Content-Type": "application/json"})
             await asyncio.to_thread(lambda: urlopen(request).read())

@@ -15,11 +15,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 
 from tests import preloaded, reach
+
+# Property tests have a fixed seed and no deadline: a failure means a change, never chance or load.
+settings.register_profile("fixed", derandomize=True, deadline=None, database=None)
+settings.load_profile("fixed")
 
 TIERS = ("learn", "engine", "distributed", "aot", "interpret", "gpu", "unit")  # the longest first
 

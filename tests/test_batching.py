@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gigpo_mega.batching import Cost, MicroBatch, Split, pack, updates
@@ -22,7 +22,6 @@ def ranks_of(count: int, cfg: BatchConfig, split: Split, seed: int = 0) -> list[
     return [pack(steps, np.arange(count), cfg, one, COST) for one in splits]
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     count=st.integers(1, 40),
     budget=st.integers(10, 400),

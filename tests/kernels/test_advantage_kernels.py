@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.advantage import Rule, relative, returns
@@ -31,7 +31,6 @@ from tests.kernels.advantage_tables import (
     take,
 )
 
-law = settings(derandomize=True, deadline=None)
 EVERY_RULE = pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 
 
@@ -157,7 +156,6 @@ def test_a_group_without_members_has_mean_and_deviation_zero(rules: Rules, devic
         np.testing.assert_array_equal(found.cpu().numpy().view(np.uint64), expected.view(np.uint64))
 
 
-@law
 @given(st.integers(1, 60), st.integers(0, 10**6), st.sampled_from(sorted(RULES)), st.randoms())
 def test_order_of_rows_changes_no_bit(rows: int, seed: int, name: str, random: Random) -> None:
     steps = random_steps(rows, seed)
@@ -166,7 +164,6 @@ def test_order_of_rows_changes_no_bit(rows: int, seed: int, name: str, random: R
     assert_same_bits(shuffled, at(straight, order))
 
 
-@law
 @given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.integers(0, 3)), max_size=40))
 def test_moments_agree_with_numpy(pairs: list[tuple[float, int]]) -> None:
     values = np.array([value for value, _ in pairs])
@@ -182,7 +179,6 @@ def test_moments_agree_with_numpy(pairs: list[tuple[float, int]]) -> None:
             np.testing.assert_allclose(stats.std[index], deviation, rtol=1e-7, atol=1e-9)
 
 
-@law
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=30), st.randoms())
 def test_moments_do_not_depend_on_order_by_a_single_bit(values: list[float], random: Random) -> None:
     one = np.zeros(len(values), dtype=np.int64)

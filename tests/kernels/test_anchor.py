@@ -9,14 +9,13 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.anchor import digest, group_ids, hash_tokens, reference
 from kernels.anchor.digest import DIGEST_SIZE
 from kernels.anchor.reference import CODE_FACTORS, Int32, Int64
 
-law = settings(derandomize=True, deadline=None)
 KEYS = st.lists(st.tuples(st.integers(-2, 3), st.integers(-3, 3), st.integers(0, 2)), max_size=60)
 LENGTHS = (0, 1, 2, 7, 0, 33, 100, 5, 0)
 MASK = 2**64 - 1
@@ -152,7 +151,6 @@ def test_wrong_tokens_and_offsets_are_refused() -> None:
             hash_tokens(tokens, np.array(wrong))
 
 
-@law
 @given(KEYS)
 def test_groups_are_numbered_in_order_of_first_appearance(keys: list[tuple[int, int, int]]) -> None:
     columns = np.array(keys, dtype=np.int64).reshape(-1, 3)

@@ -251,7 +251,7 @@ def test_blocks_cover_all_and_keep_their_size() -> None:
     assert blocks.block_shape(32_768, TRITON_ELEMENTS) == (8192, 12_288)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 6), st.integers(0, 2**16), st.floats(0.1, 100.0))
 def test_merging_parts_gives_the_whole(parts: int, seed: int, scale: float) -> None:
     """However the columns are split into parts, some of them empty."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from megatron.core import dist_checkpointing
 
@@ -30,7 +30,6 @@ distributed = pytest.mark.distributed
 
 
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.data())
-@settings(derandomize=True, deadline=None)
 def test_boxes_are_the_elements_of_a_range_in_their_order(shape: list[int], data: st.DataObject) -> None:
     count = math.prod(shape)
     start = data.draw(st.integers(0, count))

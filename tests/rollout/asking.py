@@ -80,9 +80,11 @@ def player(
     return AgentPlayer(Gateway(Policy(engine, made, prompts), config.max_steps), agent, {}, config)
 
 
-def collector(engine: Engine, made: Tokenizer, agent: Agent, retries: int = 0, **fields: Any) -> Collector:
-    """Collects episodes of `agent`, up to 8 at once."""
-    return by(player(engine, made, agent, **fields), concurrency=8, retries=retries)
+def collector(
+    engine: Engine, made: Tokenizer, agent: Agent, concurrency: int = 8, retries: int = 0, **fields: Any
+) -> Collector:
+    """Collects episodes of `agent`, up to `concurrency` at once."""
+    return by(player(engine, made, agent, **fields), concurrency, retries)
 
 
 def tasks(*names: str) -> list[Task]:

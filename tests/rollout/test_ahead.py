@@ -132,7 +132,7 @@ class FakeRun:
     max_staleness=st.integers(0, 3),
     pauses=st.lists(st.sampled_from([0.0, 0.0, 5e-4, 2e-3]), min_size=5, max_size=5),
 )
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_no_token_is_older_than_the_bound_whatever_takes_how_long(
     seed: int, max_staleness: int, pauses: list[float]
 ) -> None:
@@ -153,7 +153,7 @@ def test_no_token_is_older_than_the_bound_whatever_takes_how_long(
 
 @given(seed=st.integers(0, 2**32), max_staleness=st.integers(0, 2), cut=st.floats(0, 4e-3),
        back=st.integers(0, 2))  # fmt: skip
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 def test_a_resumed_run_neither_repeats_nor_loses_a_group(
     seed: int, max_staleness: int, cut: float, back: int
 ) -> None:

@@ -239,7 +239,7 @@ def message(draw: st.DrawFn) -> dict[str, Any]:
     return found
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     first=st.lists(message(), min_size=1, max_size=3), then=st.lists(message(), max_size=3), data=st.data()
 )
@@ -273,7 +273,8 @@ def test_no_text_of_an_agent_becomes_a_control_token(
     assert pad not in added
 
 
-def test_a_fuzzed_policy_is_trained_on_what_it_said(made: Tokenizer) -> None:
+@pytest.mark.parametrize("concurrency", [1, 8])  # one at a time, the same messages every time
+def test_a_fuzzed_policy_is_trained_on_what_it_said(concurrency: int, made: Tokenizer) -> None:
     """Agents that hand messages back, alter and drop them, over a policy that says anything."""
     calls = (
         CALL,
@@ -281,10 +282,10 @@ def test_a_fuzzed_policy_is_trained_on_what_it_said(made: Tokenizer) -> None:
         CALL[:-3],
         '<tool_call>{"name": "go", "arguments": {"\ud800": 1}}</tool_call>',
     )
-    engine = FakeFuzzer(made, calls)
+    engine, seeds = FakeFuzzer(made, calls), {"a": iter(range(6)), "b": iter(range(6, 12))}
 
     def agent(task: Task, connection: Connection) -> float:
-        rng, tools = Random(threading.get_ident()), [LOOK, GO]
+        rng, tools = Random(next(seeds[task.id])), [LOOK, GO]
         messages: list[Any] = [user(f"task {task.id} {END}")]
         for turn in range(8):
             said = ask(connection, messages, tools=tools, max_tokens=rng.choice([None, 3, 64]))
@@ -303,7 +304,7 @@ def test_a_fuzzed_policy_is_trained_on_what_it_said(made: Tokenizer) -> None:
                 messages = [user("again")]
         return rng.random()
 
-    made_by = collector(engine, made, agent)
+    made_by = collector(engine, made, agent, concurrency=concurrency)
     groups = collect(made_by, tasks("a", "b"), 6, Sampling(max_new_tokens=64))
     rows = RowTable.from_groups(groups)
     recorded = Counter(Call.of(s.prompt_ids, s.response_ids, s.logprobs, s.versions) for s in rows.steps)

@@ -37,7 +37,7 @@ def splits(draw: st.DrawFn) -> tuple[ModelShape, int]:
     return shape, ranks
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(splits())
 def test_every_tensor_comes_back_through_every_split(split: tuple[ModelShape, int]) -> None:
     shape, ranks = split
@@ -54,7 +54,7 @@ def test_every_tensor_comes_back_through_every_split(split: tuple[ModelShape, in
             assert torch.equal(ours, theirs)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(splits())
 def test_blocks_of_all_ranks_tile_the_whole_tensor(split: tuple[ModelShape, int]) -> None:
     shape, ranks = split

@@ -59,6 +59,7 @@ def test_the_pages_agent_learns(folder: Path) -> None:
 def test_the_cold_start_clones_what_the_agent_will_ask_and_be_answered(folder: Path) -> None:
     cfg = load_config([str(folder / "locks.yaml"), str(folder / "cold.yaml"), "--coldstart.games", "3"], "")
     demonstrations = demonstrate(cfg)
+    assert len(demonstrations) == 3
     write_scratch(cfg, demonstrations, folder / "model")
     tokenizer, locks = Tokenizer(folder / "model"), importlib.import_module("locks")
     steps = iter(cloned_steps(cfg, demonstrations, tokenizer))
@@ -79,6 +80,7 @@ def test_the_cold_start_clones_what_the_agent_will_ask_and_be_answered(folder: P
             ]})  # fmt: skip
             conversations.answered(request, prompt, answer, response)
             messages.append(answer)
+    assert next(steps, None) is None
 
 
 def test_tasks_without_an_environment_need_an_agent(folder: Path) -> None:

@@ -21,8 +21,8 @@ from tests.tiny import write_agent
 def cfg(tmp_path: Path) -> Config:
     agent, games = write_agent(tmp_path / "agent"), tmp_path / "games"
     return load_config(
-        ["tests/tiny.yaml", "--model.path", str(agent), "--environment.tasks.data", str(games),
-         "--output", str(tmp_path / "run")], "gigpo-mega evaluate",
+        [str(Path(__file__).with_name("tiny.yaml")), "--model.path", str(agent),
+         "--environment.tasks.data", str(games), "--output", str(tmp_path / "run")], "gigpo-mega evaluate",
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from gigpo_mega.config import Config, recipes
 from gigpo_mega.config.load import FIELDS, RENAMED, load_config, save_config
 from gigpo_mega.errors import ConfigError, UserError
 from gigpo_mega.program import run_main
-from tests.programs import TORCHRUN, run_python
+from tests.programs import ROOT, TORCHRUN, run_python
 
 
 def parse(*argv: str) -> Config:
@@ -345,7 +345,7 @@ def test_resume_takes_auto():
 
 
 def test_a_name_is_the_recipe_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    by_path = parse("configs/alfworld/qwen2.5-7b.yaml", "--iterations", "3")
+    by_path = parse(str(ROOT / "configs/alfworld/qwen2.5-7b.yaml"), "--iterations", "3")
     monkeypatch.chdir(tmp_path)
     assert parse("alfworld/qwen2.5-7b", "--iterations", "3") == by_path
     assert parse("--iterations", "3", "alfworld/qwen2.5-7b") == by_path

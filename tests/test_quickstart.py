@@ -114,6 +114,7 @@ def test_its_policy_is_small() -> None:
 
 
 def test_it_finds_its_policy_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     assert started(tmp_path).model.path == Path("configs/quickstart_policy")
     monkeypatch.chdir(tmp_path)
     path = started(tmp_path).model.path

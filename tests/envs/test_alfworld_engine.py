@@ -307,7 +307,7 @@ def test_rules_are_shared_between_games_that_differ_in_the_task_alone() -> None:
     assert one.game.rules is other.game.rules
 
 
-def test_three_thousand_random_steps_take_at_most_three_cpu_seconds() -> None:
+def test_three_thousand_random_steps_take_at_most_a_cpu_second() -> None:
     import time
 
     from envs.alfworld.transcripts import game_of
@@ -317,9 +317,7 @@ def test_three_thousand_random_steps_take_at_most_three_cpu_seconds() -> None:
     start = time.process_time()
     for _ in range(3_000):
         play.step(rng.choice(play.admissible))
-    assert (
-        time.process_time() - start < 3.0
-    )  # three times what a quiet core needs for the promised 3,000 steps/s
+    assert time.process_time() - start < 1.0  # README.md has 8,225 steps/s of a quiet core
 
 
 def test_the_expert_needs_one_of_the_six_goals() -> None:

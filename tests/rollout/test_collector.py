@@ -128,6 +128,7 @@ def test_ends_and_validity(
     valid: bool,
 ) -> None:
     groups = collect(collector(FakeEngine(lambda ids: token), **fields), [task(9)], 2, Sampling())
+    assert len(groups[0].trajectories) == 2
     for trajectory in groups[0].trajectories:
         assert trajectory.ended_by == ended_by
         assert [step.valid for step in trajectory.steps] == [valid] * steps

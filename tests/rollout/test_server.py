@@ -23,6 +23,7 @@ from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.engines.server import SGLangServer, hold_port, wait
 from tests import preloaded
 from tests.conftest import Served
+from tests.programs import ROOT
 from tests.tiny import free_port, write_policy
 
 SLEEPER = """
@@ -232,7 +233,7 @@ def test_nothing_outlives_a_killed_owner(tmp_path: Path, end: signal.Signals) ->
         )
     )
     (tmp_path / "config.json").write_text("{}")
-    process = subprocess.Popen([sys.executable, str(owner)], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    process = subprocess.Popen([sys.executable, str(owner)], env=os.environ | {"PYTHONPATH": str(ROOT)})
     family = psutil.Process(process.pid)
     deadline = time.monotonic() + 30
     while len(family.children(recursive=True)) < 3 and time.monotonic() < deadline:
@@ -264,7 +265,7 @@ def test_processes_of_a_server_share_what_it_has_imported_and_end_when_its_owner
         )
     )
     write_policy(tmp_path / "model")
-    process = subprocess.Popen([sys.executable, str(owner)], env={**os.environ, "PYTHONPATH": os.getcwd()})
+    process = subprocess.Popen([sys.executable, str(owner)], env=os.environ | {"PYTHONPATH": str(ROOT)})
     deadline = time.monotonic() + 240
     while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.2)

@@ -49,6 +49,7 @@ def measured() -> Measured:
 @pytest.mark.distributed
 @pytest.mark.parametrize("case", [*ALONE, *DATA_PARALLEL, *MODEL_PARALLEL])
 def test_a_real_learner_holds_and_allocates_what_an_emulated_one_does(case: str, measured: Measured) -> None:
+    assert len(measured[case]) == (1 if case in ALONE else 2)
     for rank in measured[case]:
         real, emulated = rank["real"], rank["emulated"]
         assert real["held"] == emulated["held"]

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
+from gigpo_mega.algorithms.advantage import check_advantage
 from gigpo_mega.config import Config
 from gigpo_mega.config.load import FIELDS, load_config
+from gigpo_mega.experiment.spec import load_spec
 from gigpo_mega.planning.devices import DEVICES, Cluster
 from gigpo_mega.planning.plan import make
 from gigpo_mega.planning.shapes import find
@@ -153,3 +155,16 @@ def test_a_recipe_says_how_it_is_started(name: str) -> None:
     assert int(command[1] or 1) == NODES.get(name, 1)
     assert ROOT / command[2] == RECIPES[name]
     assert recipe(name).output == Path("runs") / name.replace("/", "-")
+
+
+@pytest.mark.parametrize("estimator", ["g2po", "graphgpo"])
+@pytest.mark.parametrize("name", [*ALFWORLD, "alfworld/small", "quickstart"])
+def test_successors_that_beat_gigpo_go_on_top_of_recipes(
+    name: str, estimator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    cfg = load_config([name, f"alfworld/{estimator}"], "")
+    assert cfg.advantage.estimator == estimator
+    check_advantage(cfg.advantage)
+    compared = load_spec(ROOT / "docs/experiments/alfworld.yaml").config(estimator).advantage
+    assert cfg.advantage.gamma == compared.gamma

@@ -107,7 +107,7 @@ def _differences(reference: str, title: str, found: Mapping[str, Any]) -> Table:
             name,
             str(one["seeds"]),
             _interval(one["mean"], "+"),
-            f"{one['p_value']:.3f}",
+            f"{one['p_value']:.4f}",
             _interval(one["improvement"]),
             "yes" if one["clear"] else "no",
         ]

@@ -42,7 +42,7 @@ def first(name):
     except FileExistsError:
         return False
 
-class Flaky(AlfworldEnvironment):
+class FakeFlaky(AlfworldEnvironment):
     def reset(self, task):
         if "/train/" in task.source and not first("trial") and first("chosen"):
             (HERE / "bad").write_text(task.id)
@@ -55,7 +55,7 @@ class Flaky(AlfworldEnvironment):
             time.sleep(1000)
         return super().step(action)
 
-KIND = EnvironmentKind(Flaky, task_source, dialogues=DIALOGUES)
+KIND = EnvironmentKind(FakeFlaky, task_source, dialogues=DIALOGUES)
 """
 
 
@@ -95,7 +95,7 @@ from envs import EnvironmentKind
 from envs.alfworld import AlfworldEnvironment, task_source
 from envs.alfworld.dialogue import DIALOGUES
 
-class Slow(AlfworldEnvironment):
+class FakeSlow(AlfworldEnvironment):
     def reset(self, task):
         self.training = "/train/" in task.source
         return super().reset(task)
@@ -106,7 +106,7 @@ class Slow(AlfworldEnvironment):
             time.sleep(0.1)
         return super().step(action)
 
-KIND = EnvironmentKind(Slow, task_source, dialogues=DIALOGUES)
+KIND = EnvironmentKind(FakeSlow, task_source, dialogues=DIALOGUES)
 """
 
 

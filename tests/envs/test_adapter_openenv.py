@@ -18,7 +18,7 @@ from envs.adapters.openenv import KIND, OpenEnvEnvironment
 from envs.base import EnvError, Task
 
 
-class Counting:
+class FakeCounting:
     """One session: count down from a number that the seed gives."""
 
     def __init__(self) -> None:
@@ -38,11 +38,11 @@ class Counting:
         return {"observation": {"left": f"{self.left} left", "hint": 1}, "reward": float(done), "done": done}
 
 
-class Server:
+class FakeServer:
     """Both transports on one port, in a thread; `capacity` sessions at most."""
 
     def __init__(self, stateless: bool) -> None:
-        self.shared, self.sessions, self.capacity = Counting(), 0, 8
+        self.shared, self.sessions, self.capacity = FakeCounting(), 0, 8
         self.stateless = stateless
         self.url, self.clients = "", list[OpenEnvEnvironment]()
         self._loop, self._ready = asyncio.new_event_loop(), threading.Event()
@@ -77,7 +77,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
 
     async def _session(self, request: web.Request) -> web.WebSocketResponse:
-        socket, counting = web.WebSocketResponse(), Counting()
+        socket, counting = web.WebSocketResponse(), FakeCounting()
         await socket.prepare(request)
         self.sessions += 1
         if self.sessions > self.capacity:
@@ -116,13 +116,13 @@ def _error(code: str, message: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    server = Server(stateless=getattr(request, "param", False))
+def server(request: pytest.FixtureRequest) -> Iterator[FakeServer]:
+    server = FakeServer(stateless=getattr(request, "param", False))
     yield server
     server.close()
 
 
-def environment(server: Server, **options: Any) -> OpenEnvEnvironment:
+def environment(server: FakeServer, **options: Any) -> OpenEnvEnvironment:
     settings: dict[str, Any] = {
         "url": server.url,
         "action": "take",
@@ -139,7 +139,9 @@ def seed(number: int) -> Task:
 
 
 @pytest.mark.parametrize("transport", ["websocket", "http"])
-def test_an_episode_pays_its_rewards_and_ends_over_either_transport(server: Server, transport: str) -> None:
+def test_an_episode_pays_its_rewards_and_ends_over_either_transport(
+    server: FakeServer, transport: str
+) -> None:
     played = environment(server, transport=transport, instruction="count down")
     first = played.reset(seed(4))
     count = int(first.text.split()[0])
@@ -151,7 +153,7 @@ def test_an_episode_pays_its_rewards_and_ends_over_either_transport(server: Serv
     assert played.reset(seed(4)) == first
 
 
-def test_sessions_do_not_see_each_other(server: Server) -> None:
+def test_sessions_do_not_see_each_other(server: FakeServer) -> None:
     one, other = environment(server), environment(server)
     first = one.reset(seed(1))
     other.reset(Task("row", "row", '{"start": 7}'))
@@ -160,7 +162,7 @@ def test_sessions_do_not_see_each_other(server: Server) -> None:
 
 
 @pytest.mark.parametrize("transport", ["websocket", "http"])
-def test_what_the_schema_refuses_is_invalid_and_changes_nothing(server: Server, transport: str) -> None:
+def test_what_the_schema_refuses_is_invalid_and_changes_nothing(server: FakeServer, transport: str) -> None:
     refusing = environment(server, fixed={"hand": "left"}, transport=transport)
     before = refusing.reset(seed(2))
     refused = refusing.step("one")
@@ -172,14 +174,14 @@ def test_what_the_schema_refuses_is_invalid_and_changes_nothing(server: Server, 
         assert not named.step(said).valid
 
 
-def test_free_text_is_sent_as_it_is(server: Server) -> None:
+def test_free_text_is_sent_as_it_is(server: FakeServer) -> None:
     free = environment(server, actions=None, show="")
     assert free.reset(seed(2)).text == '{"hint": 1, "left": "2 left"}'
     for said in ("看", "a" * 100_000, "\ud800", "\0"):
         assert free.step(said).valid
 
 
-def test_a_failure_is_one_line_and_the_next_episode_gets_a_new_session(server: Server) -> None:
+def test_a_failure_is_one_line_and_the_next_episode_gets_a_new_session(server: FakeServer) -> None:
     failing = environment(server, actions=None)
     failing.reset(seed(3))
     with pytest.raises(EnvError, match="EXECUTION_ERROR: in the environment"):
@@ -200,7 +202,7 @@ def test_a_failure_is_one_line_and_the_next_episode_gets_a_new_session(server: S
 
 
 @pytest.mark.parametrize("server", [True], indirect=True)
-def test_http_is_refused_if_the_server_forgets_episodes(server: Server) -> None:
+def test_http_is_refused_if_the_server_forgets_episodes(server: FakeServer) -> None:
     with pytest.raises(EnvError, match="forgets an episode between requests; use websocket"):
         environment(server, transport="http").reset(seed(1))
 

@@ -116,19 +116,19 @@ def test_one_line_says_what_was_taken(layout: Layout, directory: Path) -> None:
     )
 
 
-class FusedAdam:
+class FakeAdam:
     """Named as Transformer Engine's."""
 
     param_groups = ()
 
 
-FusedAdam.__module__ = "transformer_engine.pytorch.optimizers"
+FakeAdam.__name__, FakeAdam.__module__ = "FusedAdam", "transformer_engine.pytorch.optimizers"
 
 
 class FakeOptimizer:
     """megatron's around it."""
 
-    optimizer = FusedAdam()
+    optimizer = FakeAdam()
 
 
 class HostWaits(TorchDispatchMode):

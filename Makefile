@@ -1,5 +1,5 @@
-# make setup | quickstart | test | check | lint | docs | bench | test-loggers. Everything happens in .venv, or beside it;
-# `PYTHON=... make setup` picks another Python.
+# make setup | quickstart | test | check | lint | docs | bench | test-loggers | test-adapters. Everything happens in .venv, or
+# beside it; `PYTHON=... make setup` picks another Python.
 # make setup-gpu puts the CUDA packages into .venv instead, setup-te adds Transformer Engine; test-cuda-set tries those
 # packages on a machine without a GPU, in .venv-cuda.
 
@@ -13,7 +13,7 @@ GPU_PYTHON ?= python3.12
 GPU := $(wildcard .venv/.gpu)
 HASHED := --no-deps --require-hashes -r
 
-.PHONY: setup setup-gpu setup-te quickstart test test-cuda-set check checked lint style types test-loggers docs bench
+.PHONY: setup setup-gpu setup-te quickstart test test-cuda-set check checked lint style types test-loggers test-adapters docs bench
 .DELETE_ON_ERROR:
 
 setup: .venv/.package .venv/.dev
@@ -67,7 +67,7 @@ setup-te: setup-gpu
 quickstart: .venv/.package
 	@$(BIN)/python -m gigpo_mega.quickstart
 
-test: setup lint .venv/.docs test-loggers
+test: setup lint .venv/.docs test-loggers test-adapters
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Before a commit, at once: types beside the rest of the lint and the unit tests that the change can reach.
@@ -90,16 +90,21 @@ style: setup
 types: setup
 	@$(BIN)/pyright --warnings
 
-# W&B and MLflow beside .venv, not in it: other packages would import them.
-.venv-loggers/.package: .venv/.package .venv/.dev requirements/loggers.txt
-	@$(BIN)/python -m venv .venv-loggers
-	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > .venv-loggers/.path
-	@cp .venv-loggers/.path "$$(echo .venv-loggers/lib/python*/site-packages)/set.pth"
-	@.venv-loggers/bin/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts -r requirements/loggers.txt $(LOCKS)
+# W&B and MLflow, and the adapters' libraries, beside .venv, not in it: other packages would import them.
+.venv-%/.package: .venv/.package .venv/.dev requirements/%.txt
+	@$(BIN)/python -m venv .venv-$*
+	@$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > .venv-$*/.path
+	@cp .venv-$*/.path "$$(echo .venv-$*/lib/python*/site-packages)/set.pth"
+	@.venv-$*/bin/python -m pip install -qq --disable-pip-version-check --no-warn-conflicts $(BARE) -r requirements/$*.txt $(LOCKS)
 	@touch $@
+
+.venv-adapters/.package: BARE := --no-deps
 
 test-loggers: .venv-loggers/.package
 	@.venv-loggers/bin/python -m pytest -p no:xdist tests/telemetry/test_loggers.py
+
+test-adapters: .venv-adapters/.package
+	@.venv-adapters/bin/python -m pytest -p no:xdist $(patsubst %,tests/envs/test_%.py,adapter_scienceworld adapter_skyrl_gym adapter_textworld adapters_page openenv_server)
 
 .venv/.docs: .venv/.package requirements/docs.txt
 	@$(INSTALL) -r requirements/docs.txt $(LOCKS)

@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("scienceworld")
 if shutil.which("java") is None:
-    pytest.skip("no Java", allow_module_level=True)
+    pytest.skip("ScienceWorld needs Java", allow_module_level=True)
 
 from envs.adapters.scienceworld import KIND, ScienceWorldEnvironment
 from envs.base import EnvError, Task

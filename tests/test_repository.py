@@ -123,16 +123,16 @@ def test_exceptions_of_import_rules_name_modules_that_exist():
     assert [n for n in names if not ((ROOT / n).is_dir() or (ROOT / f"{n}.py").is_file())] == []
 
 
-@pytest.mark.parametrize("package", ["gigpo_mega", "envs", "kernels"])
-def test_an_import_of_ray_breaks_a_rule(package: str, tmp_path: Path):
+def test_an_import_of_ray_breaks_a_rule(tmp_path: Path):
     for name in ("gigpo_mega", "envs", "kernels"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        (tmp_path / name / "new.py").write_text("import ray\n")
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    (tmp_path / package / "new.py").write_text("import ray\n")
     done = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=tmp_path, capture_output=True,
                           env=os.environ | {"PYTHONPATH": str(tmp_path)}, text=True, check=False)
     assert done.returncode == 1
-    assert f"{package}.new -> ray (l.1)" in done.stdout
+    broken = re.findall(r"(\w+)\.new -> ray \(l\.1\)", done.stdout)
+    assert sorted(broken) == ["envs", "gigpo_mega", "kernels"]
 
 
 def test_continuous_integration_runs_make_test():

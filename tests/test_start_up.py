@@ -19,46 +19,83 @@ MODULES = ("gigpo_mega.train", "gigpo_mega.evaluate", "gigpo_mega.coldstart", "g
 # Programs of people besides those at the top of tools/, `python -m NAME`.
 OTHER_TOOLS = ("tools.gpu", "tools.launch.ray_job", "envs.alfworld.generate", "envs.webshop.generate",
                "envs.search.server", "envs.search.offline")  # fmt: skip
-# Runs `python -m NAME ARGUMENTS...`, prints on stderr its status and which heavy packages it has imported.
-PROBE = """
-import json, runpy, sys
-sys.argv = sys.argv[1:]
-status = 0
-try:
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-except SystemExit as exit:
-    status = exit.code or 0
-sys.stderr.write("PROBE " + json.dumps([status, [name for name in HEAVY if name in sys.modules]]))
+PROGRAMS = [f"tools.{path.stem}" for path in TOOLS] + list(OTHER_TOOLS)
+# Does `python -m NAME ARGUMENTS...`, writes at the end its status and which heavy packages it has imported.
+PROBE = f"""
+import json, os, runpy, sys
+def probe(arguments):
+    sys.argv, status = arguments, 0
+    try:
+        runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+    except SystemExit as exit:
+        status = exit.code or 0
+    sys.stdout.flush()
+    heavy = [name for name in {HEAVY!r} if name in sys.modules]
+    sys.stderr.write("PROBE " + json.dumps([status, heavy]))
 """
+ONE = PROBE + "probe(sys.argv[1:])"
+# Each in a fork of a process that has imported what most of them do, half a second of CPU for each.
+MANY = PROBE + """
+import gigpo_mega.config.load
+for arguments in json.loads(sys.argv[1]):
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        probe(arguments)
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as output:
+        print(json.dumps(output.read()), flush=True)
+    os.wait()
+"""
+Probed = tuple[int, list[str], str]  # status, heavy packages imported, output
 
 
-def probed(*arguments: str, cwd: Path = ROOT) -> tuple[int, list[str], str]:
-    """Status, heavy packages imported, and all output of `python -m ARGUMENTS...`."""
-    command = [sys.executable, "-W", "ignore", "-c", f"HEAVY = {HEAVY!r}\n{PROBE}", *arguments]
+def run_probe(program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-c", program, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-    output, _, found = done.stderr.partition("PROBE ")
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def parsed(output: str) -> Probed:
+    said, _, found = output.partition("PROBE ")
     status, heavy = json.loads(found)
-    return status, heavy, done.stdout + output
+    return status, heavy, said
+
+
+def probed(*arguments: str, cwd: Path = ROOT) -> Probed:
+    """What became of `python -m ARGUMENTS...`."""
+    done = run_probe(ONE, *arguments, cwd=cwd)
+    return parsed(done.stdout + done.stderr)
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, Probed]:
+    """What became of `--help` of every program."""
+    names = [*(f"gigpo_mega {command}" for command in COMMANDS), *MODULES, *PROGRAMS]
+    done = run_probe(MANY, json.dumps([[*name.split(), "--help"] for name in names]), cwd=ROOT)
+    outputs = map(json.loads, done.stdout.splitlines())
+    return {name: parsed(output) for name, output in zip(names, outputs, strict=True)}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_loads_nothing_heavy(command: str) -> None:
-    status, heavy, said = probed("gigpo_mega", command, "--help")
+def test_help_of_a_command_loads_nothing_heavy(command: str, helps: dict[str, Probed]) -> None:
+    status, heavy, said = helps[f"gigpo_mega {command}"]
     assert (status, heavy) == (0, [])
     assert f"gigpo-mega {command}" in said
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_help_of_a_module_loads_nothing_heavy(module: str) -> None:
-    status, heavy, said = probed(module, "--help")
+def test_help_of_a_module_loads_nothing_heavy(module: str, helps: dict[str, Probed]) -> None:
+    status, heavy, said = helps[module]
     assert (status, heavy) == (0, [])
     assert "--advantage.gamma" in said
 
 
-@pytest.mark.parametrize("tool", [*(f"tools.{path.stem}" for path in TOOLS), *OTHER_TOOLS])
-def test_help_of_a_tool_loads_nothing_heavy(tool: str) -> None:
-    status, heavy, said = probed(tool, "--help")
+@pytest.mark.parametrize("tool", PROGRAMS)
+def test_help_of_a_tool_loads_nothing_heavy(tool: str, helps: dict[str, Probed]) -> None:
+    status, heavy, said = helps[tool]
     assert (status, heavy) == (0, [])
     assert said.startswith("usage: ")
 

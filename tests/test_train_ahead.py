@@ -13,6 +13,7 @@ from gigpo_mega.storage.journal import Journal
 from gigpo_mega.telemetry.metrics import read_rows
 from gigpo_mega.types import Group
 from tests.programs import TORCHRUN, run_python
+from tests.telemetry.test_metric_names import unnamed
 
 pytestmark = pytest.mark.engine
 FAULTY = str(Path(__file__).with_name("faulty_train.py"))
@@ -48,6 +49,7 @@ def test_two_ranks_learn_from_groups_begun_with_older_weights(arguments: list[st
     # Before iterations 0 and 3 the panel is played, and nothing else.
     assert [versions(of) for of in (groups[0], groups[3])] == [{0}, {3}]
     for row in rows:
+        assert unnamed(row.keys() - {"iteration"}) == []
         shares = row["staleness/share_0"], row["staleness/share_1"]
         assert sum(shares) == pytest.approx(1)
         assert row["staleness/mean"] == pytest.approx(shares[1])

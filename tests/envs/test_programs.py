@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
 
 from envs.base import EnvError
 from envs.program import run
+from envs.search import server
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +61,32 @@ def test_what_is_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as caught:
         run(lambda: fail(EnvError("two\nlines")))
     assert (caught.value.code, capsys.readouterr().err) == (2, "error: two lines\n")
+
+
+@pytest.mark.parametrize(("options", "bound", "warned"), [
+    ([], "127.0.0.1", []), (["--host", "localhost"], "127.0.0.1", []),
+    (["--host", "0.0.0.0"], "0.0.0.0", ["0.0.0.0: anyone who reaches this address can search"]),
+])  # fmt: skip
+def test_the_retriever_listens_on_the_loopback_unless_told_and_warned_otherwise(
+    options: list[str], bound: str, warned: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    async def listen(app: web.Application, host: str, port: int) -> list[str]:
+        runner = web.AppRunner(app)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port).start()
+            return [address[0] for address in runner.addresses if "." in address[0]]  # not of IPv6
+        finally:
+            await runner.cleanup()
+
+    def run_app(app: web.Application, host: str, port: int, **_: Any) -> None:
+        found.extend(asyncio.run(listen(app, host, port)))
+
+    found = list[str]()
+    monkeypatch.setattr(web, "run_app", run_app)
+    (tmp_path / "corpus.jsonl").write_text('{"contents": "a town"}\n')
+    server.main(["--corpus", str(tmp_path / "corpus.jsonl"), "--port", "0", *options])
+    assert found == [bound]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.partition(";")[0] for line in warnings] == warned

@@ -15,6 +15,7 @@ from envs.base import EnvError
 from gigpo_mega import train
 from gigpo_mega.errors import UserError
 from tests import preloaded
+from tests.helpers import wait_for
 from tests.programs import COLD_ENGINES, run_python, variables
 from tests.tiny import write_agent
 
@@ -138,10 +139,7 @@ def test_a_signal_while_the_engine_starts_ends_the_run_in_seconds(
                "--environment.tasks.data", str(games), "--output", str(tmp_path)]  # fmt: skip
     with subprocess.Popen(command, cwd=ROOT, env=variables(**COLD_ENGINES), text=True,
                           stderr=subprocess.PIPE) as run:  # fmt: skip
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "sglang.log").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for((tmp_path / "sglang.log").exists)
         time.sleep(1)
         run.send_signal(number)
         start = time.monotonic()

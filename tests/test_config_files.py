@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gigpo_mega.config.load import load_config
-from gigpo_mega.errors import ConfigError
+from tests.helpers import refused
 
 SECTIONS = "it must hold sections, as in `advantage: {gamma: 0.9}`"
 CASES = {
@@ -47,10 +47,7 @@ CASES = {
 
 
 def complaint(file: Path) -> str:
-    with pytest.raises(ConfigError) as refused:
-        load_config([str(file)], "gigpo-mega train")
-    assert "\n" not in str(refused.value)
-    return str(refused.value)
+    return refused(lambda: load_config([str(file)], "gigpo-mega train"))
 
 
 @pytest.mark.parametrize(("text", "expected"), CASES.values(), ids=CASES)

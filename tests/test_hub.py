@@ -21,7 +21,7 @@ import pytest
 from gigpo_mega import hub
 from gigpo_mega.commands import convert, plan
 from gigpo_mega.config.load import load_config
-from gigpo_mega.errors import UserError
+from tests.helpers import refused
 from tests.test_start_up import probed
 from tests.tiny import write_agent
 
@@ -60,10 +60,7 @@ def fill(cache: Path, model: Path, *files: str) -> Path:
 
 
 def refusal(model: str, weights: bool = True) -> str:
-    with pytest.raises(UserError) as caught:
-        hub.directory(Path(model), weights)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refused(lambda: hub.directory(Path(model), weights))
 
 
 def test_a_model_in_the_cache_is_found_without_the_hub(cache: Path, agent: Path) -> None:

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -20,9 +20,10 @@ from envs.base import EnvError, Task
 from envs.search.client import RemoteRetriever, RetrieverError
 from envs.search.environment import SearchEnvironment
 from envs.search.questions import Question
-from envs.search.retrieval import Bm25, Hit, Passage, Retriever
+from envs.search.retrieval import Bm25, Hit, Passage
 from envs.search.server import make_app
 from envs.search.wire import ServerLimits
+from tests.helpers import wait_for
 
 PASSAGES = [Passage(str(i), f"Town {i}\nIt has {i * i} houses, a café and the river Foo") for i in range(50)]
 
@@ -89,12 +90,14 @@ def test_verl_agents_format_is_answered_with_three_hits(url: str) -> None:
     assert answer["result"][0][0]["document"]["contents"] == PASSAGES[7].contents
 
 
+def health(url: str) -> dict[str, Any]:
+    with closing(http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)) as connection:
+        connection.request("GET", "/health")
+        return json.loads(connection.getresponse().read())
+
+
 def test_health_reports_what_is_served(url: str) -> None:
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
-    connection.request("GET", "/health")
-    answer = json.loads(connection.getresponse().read())
-    connection.close()
-    assert answer == {"status": "ok", "waiting": 0, "retriever": "bm25", "passages": 50}
+    assert health(url) == {"status": "ok", "waiting": 0, "retriever": "bm25", "passages": 50}
 
 
 @pytest.mark.parametrize(
@@ -168,50 +171,57 @@ def test_two_hundred_clients_lose_nothing(url: str) -> None:
 
 
 class FakeSlow:
-    """Takes its time, and counts what it is asked in one go."""
+    """Searches when it is let, and counts what it is asked in one go."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self) -> None:
+        self.let = threading.Event()
         self.batches: list[int] = []
 
     def search(self, queries: Sequence[str], topk: int) -> list[list[Hit]]:
         self.batches.append(len(queries))
-        time.sleep(self.seconds)
+        assert self.let.wait(60)
         return [[Hit(Passage(query, query), 1.0)] * topk for query in queries]
 
 
-def ask_at_once(retriever: Retriever, limits: ServerLimits, requests: int) -> list[tuple[int, Any, Any]]:
-    with serving(make_app(retriever, {}, limits)) as address, ThreadPoolExecutor(requests) as clients:
-        asked = [{"query": str(i), "topk": 1 + i % 3} for i in range(requests)]
-        return list(clients.map(lambda body: post(address, body), asked))
+def ask_at_once(
+    slow: FakeSlow, limits: ServerLimits, requests: int, waiting: int
+) -> list[tuple[int, Any, Any]]:
+    """The answers to `requests`, and to a last one; until `waiting` of them wait, nothing is searched."""
+    with serving(make_app(slow, {}, limits)) as address, ThreadPoolExecutor(requests) as clients:
+        asked = [{"query": str(i), "topk": 1 + i % 3} for i in range(requests + 1)]
+        answers = [clients.submit(post, address, body) for body in asked[:-1]]
+        wait_for(lambda: sum(answer.done() for answer in answers) == requests - waiting)
+        wait_for(lambda: health(address)["waiting"] == waiting)
+        slow.let.set()
+        return [*(answer.result() for answer in answers), post(address, asked[-1])]
 
 
 def test_waiting_queries_are_searched_together() -> None:
-    slow = FakeSlow(0.2)
-    answers = ask_at_once(slow, ServerLimits(batch=8), 17)
+    slow = FakeSlow()
+    answers = ask_at_once(slow, ServerLimits(batch=8), 17, waiting=17)
     for i, (status, answer, _) in enumerate(answers):
         assert status == 200
         assert [hit["document"]["contents"] for hit in answer["result"][0]] == [str(i)] * (1 + i % 3)
-    assert sum(slow.batches) == 17
-    assert len(slow.batches) <= 5
+    assert sum(slow.batches) == 18
+    assert len(slow.batches) == 4  # what had come first, the others in two, and the last one
     assert max(slow.batches) <= 8
 
 
 def test_a_full_queue_is_answered_with_retry_after() -> None:
-    answers = ask_at_once(FakeSlow(0.3), ServerLimits(queue=4), 12)
+    answers = ask_at_once(FakeSlow(), ServerLimits(queue=4), 12, waiting=4)
     refused = [(answer, headers) for status, answer, headers in answers if status == 429]
-    assert sorted({status for status, _, _ in answers}) == [200, 429]
-    assert len(refused) >= 4
+    assert sorted(status for status, _, _ in answers) == [200] * 5 + [429] * 8
     assert all("4 queries are waiting" in answer["error"] and headers["Retry-After"] == "1"
                for answer, headers in refused)
 
 
 def test_a_request_that_waits_too_long_is_answered_with_503() -> None:
-    slow = FakeSlow(0.5)
-    answers = ask_at_once(slow, ServerLimits(batch=1, seconds=0.2), 3)
-    assert {status for status, _, _ in answers} == {503}
-    assert all("not searched within 0.2 s" in answer["error"] for _, answer, _ in answers)
-    assert slow.batches == [1]  # nobody waited any more for the other two
+    slow = FakeSlow()
+    *late, last = ask_at_once(slow, ServerLimits(batch=1, seconds=2.0), 3, waiting=0)
+    assert [status for status, _, _ in late] == [503] * 3
+    assert all("not searched within 2.0 s" in answer["error"] for _, answer, _ in late)
+    assert last[0] == 200
+    assert slow.batches == [1, 1]  # nobody waited any more for the other two
 
 
 def test_a_failing_retriever_fails_the_request_not_the_server() -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from gigpo_mega.experiment.spec import load_spec
 from gigpo_mega.experiment.store import Store, told
 from gigpo_mega.experiment.tables import markdown
 from tests.experiment.fake_experiment import FAKE
+from tests.helpers import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted((ROOT / "docs" / "experiments").glob("*.yaml"))
@@ -319,13 +319,6 @@ def alive(process: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-
-
-def wait_for(condition: Any, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(("old", "new", "said"), [

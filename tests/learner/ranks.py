@@ -12,8 +12,7 @@ import json
 import pickle
 import resource
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -48,6 +47,7 @@ from gigpo_mega.shape import ModelShape
 from gigpo_mega.types import Advantages, RowTable, Step
 from gigpo_mega.weights import live as weights
 from kernels.logprob import linear_logprob
+from tests.helpers import smallest_files
 from tests.kernels import exact
 from tests.tiny import random_steps, write_policy
 
@@ -288,17 +288,6 @@ def case_poisoned(place: Place) -> dict[str, Any]:
     everyone: list[Any] = [None] * place.layout.world
     dist.all_gather_object(everyone, [error, same])
     return {"everyone": everyone}
-
-
-@contextmanager
-def smallest_files(limit: int) -> Iterator[None]:
-    """No file of this process or its children grows beyond `limit` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def case_full(place: Place) -> dict[str, Any]:

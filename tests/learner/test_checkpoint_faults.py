@@ -22,6 +22,7 @@ from gigpo_mega.learner import checkpoint, shards, torch_adam
 from gigpo_mega.learner import layout as parallel
 from gigpo_mega.learner.checkpoint import Checkpoints
 from gigpo_mega.learner.learner import Learner
+from tests.helpers import smallest_files
 from tests.learner import ranks
 from tests.tiny import write_policy
 
@@ -97,7 +98,7 @@ def no_space(folder: Path, learner: Learner) -> Iterator[None]:
 @contextmanager
 def refused(folder: Path, learner: Learner) -> Iterator[None]:
     """Files that may not grow, as mounting a small disk takes privileges."""
-    with ranks.smallest_files(50_000):
+    with smallest_files(50_000):
         yield
 
 

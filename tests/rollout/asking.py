@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from collecting import by
@@ -25,6 +28,7 @@ from gigpo_mega.rollout.gateway.server import Gateway
 from gigpo_mega.rollout.gateway.session import Policy
 from gigpo_mega.rollout.prompt import PromptBuilder
 from gigpo_mega.rollout.tokenizer import Tokenizer
+from tests.helpers import wait_for
 
 TOOL_CHAT = (  # of the kind that Qwen2.5 and Hermes have
     "{% if tools %}<|im_start|>system\nTools:\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
@@ -36,6 +40,7 @@ TOOL_CHAT = (  # of the kind that Qwen2.5 and Hermes have
 )
 LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
 GO = {"type": "function", "function": {"name": "go", "parameters": {"type": "object"}}}
+SLOW = b'{"model": "policy", "messages": [{"role": "user", "content": "slow"}]}'
 
 
 def user(text: str) -> dict[str, Any]:
@@ -69,6 +74,24 @@ class FakeSpeaker(FakeOpened):
 
     async def healthy(self) -> bool:
         return True
+
+
+class FakeStuck(FakeSpeaker):
+    """Never answers a prompt with "slow" in it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(tokenizer)
+        self.begun = self.cancelled = 0
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, session: int = 0) -> Completion:
+        if "slow" in self._tokenizer.spelled(prompt_ids):
+            self.begun += 1
+            try:
+                await asyncio.sleep(600)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        return await super().generate(prompt_ids, sampling, session)
 
 
 def player(
@@ -111,3 +134,14 @@ def ask(connection: Connection, messages: Sequence[Any], **fields: Any) -> dict[
     status, reply = post(connection, body)
     assert status == 200, reply
     return reply["choices"][0]["message"]
+
+
+def give_up(connection: Connection, engine: FakeStuck) -> None:
+    """Make a call, hang up when the engine is at work, and wait until the gateway has noticed."""
+    head = (f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(SLOW)}\r\n"
+            f"Authorization: Bearer {connection.api_key}\r\n\r\n")  # fmt: skip
+    address, given_up = urlsplit(connection.base_url), engine.begun
+    with socket.create_connection((address.hostname, address.port)) as client:
+        client.sendall(head.encode() + SLOW)
+        wait_for(lambda: engine.begun == given_up + 1)
+    wait_for(lambda: engine.cancelled == given_up + 1)

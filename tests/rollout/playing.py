@@ -33,7 +33,12 @@ class FakeSGLang(BaseHTTPRequestHandler):
     """Always says "up"."""
 
     def do_POST(self) -> None:
-        payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.say(self.payload())
+
+    def payload(self) -> dict[str, Any]:
+        return json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def say(self, payload: dict[str, Any]) -> None:
         logprobs = [[-0.5, token, None] for token in (UP, 1)]
         meta = {"finish_reason": {"type": "stop"}, "weight_version": "0", "cached_tokens": 0}
         self.send_response(200)

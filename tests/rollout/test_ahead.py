@@ -28,6 +28,7 @@ from gigpo_mega.rollout.group_player import Attempt, Counts, Terms
 from gigpo_mega.rollout.quota import Quota, missing
 from gigpo_mega.telemetry.timeline import Span
 from gigpo_mega.types import Group, Step, Trajectory
+from tests.helpers import wait_for
 
 GROUPS = 3
 Place = tuple[int, int]  # iteration, number
@@ -271,10 +272,7 @@ def test_engines_that_serve_again_after_all_were_lost_are_not_lost_again(
         for url in urls:
             made.lose(url, "it died")
         assert made.lost == dict.fromkeys(urls, "it died")
-        deadline = time.monotonic() + 20
-        while made._ahead is None or not made._ahead.over:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_for(lambda: made._ahead is not None and made._ahead.over)
         made.readmit(urls)
         assert made.lost == {}
         with pytest.raises(EngineLost, match="no engine is left"):

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wild_models import BEGIN, CHATML, SYSTEM, TEMPLATES, edit, id_of, refusal, theirs, written
+from wild_models import BEGIN, CHATML, SYSTEM, TEMPLATES, edit, id_of, theirs, written
 
 from envs.base import Observation
 from envs.dialogue import GENERIC
 from gigpo_mega.config import PromptConfig
 from gigpo_mega.rollout.prompt import PromptBuilder, adapted
 from gigpo_mega.rollout.tokenizer import Tokenizer
+from tests.helpers import refused
 
 TEXT = "take mug 1 from desk 1 " * 30
 REWRITING = ("r1", "empty thought")  # templates that change the answers of the past
@@ -186,7 +187,7 @@ def test_wherever_the_template_is_it_is_the_same(tmp_path: Path, file: str, cont
 )  # fmt: skip
 def test_templates_that_cannot_be_used_are_one_line(tmp_path: Path, template: str, said: str) -> None:
     folder = written(tmp_path, chat_template=template)
-    line = refusal(lambda: Tokenizer(folder).template.check(grows=False))
+    line = refused(lambda: Tokenizer(folder).template.check(grows=False))
     assert line.startswith(f"prompt.dialogue chat: the chat template of {tmp_path} {said}")
 
 
@@ -195,13 +196,13 @@ def test_a_template_for_one_question_is_refused_for_a_growing_conversation(tmp_p
     tokenizer = Tokenizer(written(tmp_path, chat_template=one + "{{ messages[0].content }}<|im_end|>"))
     tokenizer.template.check(grows=False)
     assert tokenizer.end(chat=True) == 1
-    assert "one message, please" in refusal(lambda: tokenizer.template.check(grows=True))
+    assert "one message, please" in refused(lambda: tokenizer.template.check(grows=True))
     last = Tokenizer(edit(tmp_path / "tokenizer_config.json", chat_template="{{ messages[-1].content }}"))
     last.template.check(grows=False)
-    assert "or prompt.context window" in refusal(lambda: last.template.check(grows=True))
+    assert "or prompt.context window" in refused(lambda: last.template.check(grows=True))
 
 
 def test_templates_named_otherwise_than_default_are_refused(tmp_path: Path) -> None:
     folder = written(tmp_path, chat_template=[{"name": "rag", "template": CHATML}])
     tokenizer = Tokenizer(folder)
-    assert 'has none, or none called "default"' in refusal(lambda: tokenizer.chat("a"))
+    assert 'has none, or none called "default"' in refused(lambda: tokenizer.chat("a"))

@@ -31,14 +31,10 @@ from gigpo_mega.rollout.pools.base import EnvironmentLost
 from gigpo_mega.rollout.pools.process import ProcessPool
 from gigpo_mega.rollout.summary import engine_metrics
 from gigpo_mega.types import Group
+from tests.helpers import wait_for
 
 SIZE, TIMEOUT = 4, 1.0
 Make = Callable[..., Collector]
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
 
 @pytest.fixture
@@ -276,10 +272,7 @@ def test_a_hung_worker_does_not_outlive_a_killed_run(tmp_path: Path) -> None:
         "PYTHONPATH": f"{Path(__file__).parents[2]}{os.pathsep}{Path(__file__).parent}"
     }
     with subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], env=environment) as owner:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "bad.0").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for((tmp_path / "bad.0").exists)
         (worker,) = psutil.Process(owner.pid).children()
         hung = worker.children()
         owner.kill()

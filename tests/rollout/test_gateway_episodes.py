@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from asking import FakeSpeaker, ask, collector, post, tasks, tokenizer, user
+from asking import SLOW, FakeSpeaker, FakeStuck, ask, collector, give_up, post, tasks, tokenizer, user
 from collecting import collect
 from fake_engine import WORDS
 from playing import content, servers
@@ -32,6 +29,7 @@ from gigpo_mega.rollout.session import RolloutSession
 from gigpo_mega.rollout.tokenizer import Tokenizer
 from gigpo_mega.storage.journal import Journal
 from gigpo_mega.types import Trajectory
+from tests.helpers import wait_for
 
 Play = Callable[[Connection], Any]
 
@@ -134,7 +132,7 @@ def test_an_agent_that_says_so_is_played_again_or_stops_the_run(made: Tokenizer)
         one(made, lambda connection: (_ for _ in ()).throw(EnvError("no such game")), retries=5)
 
 
-def test_an_agent_that_hangs_is_played_again(made: Tokenizer) -> None:
+def test_an_agent_that_hangs_is_played_again(made: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only its own time counts: the engine takes longer than the limit."""
     tries, left = list[int](), threading.Event()
 
@@ -142,23 +140,34 @@ def test_an_agent_that_hangs_is_played_again(made: Tokenizer) -> None:
         tries.append(1)
         ask(connection, [user("q")])
         if len(tries) == 1:
-            left.wait(20)
+            engine.loop.call_soon_threadsafe(engine.pass_time)
+            left.wait(60)
             ask(connection, [user("late")])  # refused: this episode was given up
         return 1.0
 
     class FakeSlow(FakeSpeaker):
+        """Takes 6 seconds by the clock of the event loop."""
+
+        loop: asyncio.AbstractEventLoop
+
         async def generate(
             self, prompt_ids: Sequence[int], sampling: Sampling, session: int = 0
         ) -> Completion:
-            await asyncio.sleep(0.5)
+            self.loop = asyncio.get_running_loop()
+            self.pass_time()
+            await asyncio.sleep(0.05)
             return await super().generate(prompt_ids, sampling, session)
 
+        def pass_time(self) -> None:
+            before = self.loop.time
+            monkeypatch.setattr(self.loop, "time", lambda: before() + 6)
+
     engine = FakeSlow(made)
-    assert len(one(made, play, engine, retries=1, step_timeout=0.25).steps) == 1
+    assert len(one(made, play, engine, retries=1, step_timeout=5.0).steps) == 1
     assert len(tries) == len(engine.calls) == 2
     tries.clear()
-    with pytest.raises(EnvironmentLost, match=r"more than environment.step_timeout 0.25 s passed"):
-        one(made, play, engine, step_timeout=0.25)
+    with pytest.raises(EnvironmentLost, match=r"more than environment.step_timeout 5.0 s passed"):
+        one(made, play, engine, step_timeout=5.0)
     left.set()
 
 
@@ -220,44 +229,38 @@ def test_calls_have_a_limit(made: Tokenizer) -> None:
 
 def test_calls_that_the_agent_gave_up_are_not_among_them(made: Tokenizer) -> None:
     """OpenAI's client asks again by itself when an answer takes long."""
-
-    class FakeSlow(FakeSpeaker):
-        async def generate(
-            self, prompt_ids: Sequence[int], sampling: Sampling, session: int = 0
-        ) -> Completion:
-            if len(self.samplings) < 2:
-                self.samplings.append(sampling)
-                await asyncio.sleep(60)
-            return await super().generate(prompt_ids, sampling, session)
+    engine = FakeStuck(made)
 
     def patient(connection: Connection) -> float:
         for _ in range(2):
-            with pytest.raises(TimeoutError):
-                post(connection, {"model": "policy", "messages": [user("q")]}, timeout=0.5)
-            time.sleep(0.5)  # until the gateway has noticed
+            give_up(connection, engine)
         for _ in range(3):
             ask(connection, [user("q")])
         return 1.0
 
-    episode = one(made, patient, FakeSlow(made), max_steps=3)
+    episode = one(made, patient, engine, max_steps=3)
     assert (len(episode.steps), episode.score) == (3, 1.0)
 
 
 def test_calls_at_once_are_in_the_order_of_their_arrival(made: Tokenizer) -> None:
     """The first request gets its answer last, and no reward."""
+    first_came, second_answered = threading.Event(), threading.Event()
 
     class FakeReversing(FakeSpeaker):
         async def generate(
             self, prompt_ids: Sequence[int], sampling: Sampling, session: int = 0
         ) -> Completion:
-            await asyncio.sleep(0.6 if "first" in made.spelled(prompt_ids) else 0.0)
+            if "first" in made.spelled(prompt_ids):
+                first_came.set()
+                assert await asyncio.to_thread(second_answered.wait, 60)
             return await super().generate(prompt_ids, sampling, session)
 
     def play(connection: Connection) -> float:
         thread = threading.Thread(target=ask, args=[connection, [user("first")]])
         thread.start()
-        time.sleep(0.3)
+        assert first_came.wait(60)
         ask(connection, [user("second")])
+        second_answered.set()
         thread.join()
         return 1.0
 
@@ -267,60 +270,39 @@ def test_calls_at_once_are_in_the_order_of_their_arrival(made: Tokenizer) -> Non
 
 def test_a_call_that_nobody_waits_for_is_not_recorded(made: Tokenizer) -> None:
     """Its agent has hung up, or has returned."""
-    cancelled: list[str] = []
-
-    class FakeStuck(FakeSpeaker):
-        async def generate(
-            self, prompt_ids: Sequence[int], sampling: Sampling, session: int = 0
-        ) -> Completion:
-            if "slow" in made.spelled(prompt_ids):
-                try:
-                    await asyncio.sleep(30)
-                except asyncio.CancelledError:
-                    cancelled.append(made.spelled(prompt_ids))
-                    raise
-            return await super().generate(prompt_ids, sampling, session)
+    engine = FakeStuck(made)
 
     def play(connection: Connection) -> float:
-        body = b'{"model": "policy", "messages": [{"role": "user", "content": "slow"}]}'
-        head = (f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-                f"Authorization: Bearer {connection.api_key}\r\n\r\n")  # fmt: skip
-        address = urlsplit(connection.base_url)
-        with socket.create_connection((address.hostname, address.port)) as hung_up:
-            hung_up.sendall(head.encode() + body)
-            time.sleep(0.2)
-        time.sleep(0.2)
-        assert len(cancelled) == 1
-        threading.Thread(target=post, args=[connection, body], daemon=True).start()
-        time.sleep(0.2)
+        give_up(connection, engine)
+        threading.Thread(target=post, args=[connection, SLOW], daemon=True).start()
+        wait_for(lambda: engine.begun == 2)
         ask(connection, [user("quick")])
         return 1.0
 
-    start = time.monotonic()
-    episode = one(made, play, FakeStuck(made))
+    episode = one(made, play, engine)
     assert [step.observation for step in episode.steps] == ["quick"]
-    assert len(cancelled) == 2
-    assert time.monotonic() - start < 10
+    assert engine.cancelled == 2
 
 
 def test_episodes_that_nobody_needs_any_longer_end(made: Tokenizer) -> None:
     """One fails for good while the others are at work: all end, and their keys are void."""
-    refused = threading.Event()
+    at_work, refused = threading.Event(), threading.Event()
 
     def play(task: Task, connection: Connection) -> float:
         if task.id == "bad":
-            time.sleep(0.3)
+            assert at_work.wait(60)
             raise RuntimeError("oops")
         try:
             while True:
                 ask(connection, [user("q")])
+                at_work.set()
         except Exception:
             refused.set()
             raise
 
     with pytest.raises(PoolError, match="task bad"):
         collect(collector(FakeSpeaker(made), made, play, max_steps=10**6), tasks("good", "bad"), 2)
-    assert refused.wait(10)
+    assert refused.wait(60)
 
 
 def test_the_journal_keeps_what_agents_did(made: Tokenizer, tmp_path: Path) -> None:

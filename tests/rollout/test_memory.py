@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from playing import FakeSGLang
 
 from envs.base import Task
 from gigpo_mega.config import (
@@ -34,8 +34,8 @@ POLICY = Path(__file__).parents[2] / "configs" / "quickstart_policy"
 RELEASED = ["/flush_cache?timeout=60", "/release_memory_occupation"]
 
 
-class FakeSGLang(BaseHTTPRequestHandler):
-    """Answers as SGLang does, and refuses what would kill it: sampling without its KV cache's memory."""
+class FakeLender(FakeSGLang):
+    """Says "up", and refuses what would kill it: sampling without its KV cache's memory."""
 
     calls: ClassVar[list[str]] = []
     refuses: ClassVar[str] = ""
@@ -45,37 +45,25 @@ class FakeSGLang(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         kind = type(self)
         kind.calls.append(self.path)
-        payload = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        payload = self.payload()
         allowed = self.path != kind.refuses
         if self.path.startswith("/re"):
             allowed &= payload == {"tags": ["kv_cache"]} and kind.resident == self.path.startswith("/rel")
             kind.resident = not kind.resident
         if self.path == "/generate":
             allowed &= kind.resident
+        if allowed and self.path == "/generate":
+            return self.say(payload)
         self.send_response(200 if allowed else kind.status)
         self.end_headers()
-        if allowed and self.path == "/generate":
-            for index, sampling in enumerate(payload["sampling_params"]):
-                self.wfile.write(_answer(index, sampling["stop_token_ids"][0]))
-        elif not allowed:
+        if not allowed:
             self.wfile.write(b"out of memory")
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-def _answer(index: int, token: int) -> bytes:
-    meta = {"output_token_logprobs": [[-0.5, token, None]], "weight_version": "0", "prompt_tokens": 1}
-    meta["finish_reason"] = {"type": "stop"}
-    return (
-        b"data: " + json.dumps({"index": index, "output_ids": [token], "meta_info": meta}).encode() + b"\n\n"
-    )
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    FakeSGLang.calls, FakeSGLang.refuses, FakeSGLang.resident, FakeSGLang.status = [], "", True, 400
-    with ThreadingHTTPServer(("127.0.0.1", 0), FakeSGLang) as server:
+    FakeLender.calls, FakeLender.refuses, FakeLender.resident, FakeLender.status = [], "", True, 400
+    with ThreadingHTTPServer(("127.0.0.1", 0), FakeLender) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -98,34 +86,34 @@ def opened(url: str, lends: bool) -> Iterator[tuple[RolloutSession, Task]]:
 
 def test_the_memory_is_taken_before_sampling_and_given_back_after(url: str) -> None:
     with opened(url, True) as (made, task):
-        assert FakeSGLang.calls == RELEASED  # the learner may update before anything is played
+        assert FakeLender.calls == RELEASED  # the learner may update before anything is played
         for _ in range(2):
-            FakeSGLang.calls.clear()
+            FakeLender.calls.clear()
             (group,) = made.collect(Quota.of([task]), 2, 1.0).values()
             assert [len(trajectory.steps) for trajectory in group.trajectories] == [2, 2]
-            first, *sampled = FakeSGLang.calls[:-2]
+            first, *sampled = FakeLender.calls[:-2]
             assert first == "/resume_memory_occupation"
             assert set(sampled) == {"/generate"}
-            assert FakeSGLang.calls[-2:] == RELEASED
+            assert FakeLender.calls[-2:] == RELEASED
 
 
 def test_a_server_that_keeps_its_memory_is_not_asked(url: str) -> None:
     with opened(url, False) as (made, task):
         made.collect(Quota.of([task]), 2, 1.0)
-    assert set(FakeSGLang.calls) == {"/generate"}
+    assert set(FakeLender.calls) == {"/generate"}
 
 
 def test_a_lost_server_is_not_asked_and_one_launched_again_lends_at_once(url: str) -> None:
     with opened(url, True) as (made, task):
         made.collect(Quota.of([task]), 1, 1.0)
         made.lose(url, "it died")
-        FakeSGLang.calls.clear()
+        FakeLender.calls.clear()
         with pytest.raises(EngineLost, match="no engine is left: it died"):
             made.collect(Quota.of([task]), 1, 1.0)
-        assert FakeSGLang.calls == []
-        FakeSGLang.resident = True  # as a new process is
+        assert FakeLender.calls == []
+        FakeLender.resident = True  # as a new process is
         made.readmit([url])
-        assert FakeSGLang.calls == RELEASED
+        assert FakeLender.calls == RELEASED
         made.collect(Quota.of([task]), 1, 1.0)
         assert made.lost == {}
 
@@ -139,19 +127,19 @@ def test_an_error_while_sampling_leaves_the_memory_with_the_server(
         raise KeyboardInterrupt
 
     with opened(url, True) as (made, task):
-        FakeSGLang.calls.clear()
+        FakeLender.calls.clear()
         with monkeypatch.context() as patched:
             patched.setattr(made._collector, "collect", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 made.collect(Quota.of([task]), 1, 1.0)
-        assert FakeSGLang.calls == ["/resume_memory_occupation"]
+        assert FakeLender.calls == ["/resume_memory_occupation"]
         made.collect(Quota.of([task]), 1, 1.0)
-        assert FakeSGLang.calls[-2:] == RELEASED
+        assert FakeLender.calls[-2:] == RELEASED
 
 
 @pytest.mark.parametrize("path", ["/flush_cache?timeout=60", "/release_memory_occupation"])
 def test_a_server_that_does_not_give_its_memory_is_one_error(path: str, url: str) -> None:
-    FakeSGLang.refuses = path
+    FakeLender.refuses = path
     with pytest.raises(EngineError) as caught:
         CacheMemory(url).release()
     line = str(caught.value)
@@ -162,7 +150,7 @@ def test_a_server_that_does_not_give_its_memory_is_one_error(path: str, url: str
 def test_memory_that_cannot_be_taken_again_is_one_error(url: str) -> None:
     memory = CacheMemory(url)
     memory.release()
-    FakeSGLang.refuses = "/resume_memory_occupation"
+    FakeLender.refuses = "/resume_memory_occupation"
     with pytest.raises(EngineError, match="/resume_memory_occupation: 400: out of memory"):
         memory.resume()
 
@@ -170,7 +158,7 @@ def test_memory_that_cannot_be_taken_again_is_one_error(url: str) -> None:
 def test_a_server_that_fails_as_it_takes_its_memory_again_is_lost(url: str) -> None:
     """It dies where memory has run out; the run starts it again."""
     with opened(url, True) as (made, task):
-        FakeSGLang.refuses, FakeSGLang.status = "/resume_memory_occupation", 500
+        FakeLender.refuses, FakeLender.status = "/resume_memory_occupation", 500
         with pytest.raises(EngineLost, match=r"no engine is left: .*/resume_memory_occupation: 500: out"):
             made.collect(Quota.of([task]), 1, 1.0)
         assert list(made.lost) == [url]
@@ -184,7 +172,7 @@ def test_neither_is_asked_for_twice(url: str) -> None:
     memory.release()
     memory.resume()
     memory.resume()
-    assert FakeSGLang.calls == [*RELEASED, "/resume_memory_occupation"]
+    assert FakeLender.calls == [*RELEASED, "/resume_memory_occupation"]
 
 
 def test_a_dead_server_is_lost() -> None:

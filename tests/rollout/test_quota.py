@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
@@ -17,11 +16,12 @@ from fake_engine import FAIL, UP, WORDS, FakeEngine
 from envs.base import Task
 from gigpo_mega.config import RolloutConfig
 from gigpo_mega.errors import UserError
-from gigpo_mega.rollout.collector import Collector
+from gigpo_mega.rollout.collector import Collector, CollectStats
 from gigpo_mega.rollout.engines.base import EngineError, EngineLost, Sampling
 from gigpo_mega.rollout.pools.process import ProcessPool
 from gigpo_mega.rollout.quota import Quota, missing, returns_differ
 from gigpo_mega.types import Group, Trajectory
+from tests.helpers import wait_for
 from tests.tiny import random_steps
 
 SIZE = 4
@@ -29,8 +29,7 @@ Make = Callable[..., Collector]
 
 
 @pytest.fixture
-def collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+def collector(tmp_path: Path) -> Iterator[Make]:
     pool = ProcessPool("fake_environment:KIND", {}, workers=2)
 
     def make(engine: Any, retries: int = 0) -> Collector:
@@ -117,15 +116,14 @@ def test_groups_still_under_way_when_enough_are_complete_are_given_up(collector:
 
 
 def test_a_group_that_is_complete_when_enough_count_is_not_kept(collector: Make) -> None:
-    held: list[int] = []
+    held, seen = list[int](), list[CollectStats]()
 
     def slow(number: int, group: Group) -> None:
-        time.sleep(0.5)  # while the other one is complete
+        wait_for(lambda: seen and seen[-1].episodes == 4)  # until the other one is complete
         held.append(number)
 
-    found = collector(FakeEngine()).collect(
-        Quota(1, counting(iter([1, 1])), ahead=1, keep=slow), 2, Sampling()
-    )
+    quota = Quota(1, counting(iter([1, 1])), ahead=1, keep=slow)
+    found = collector(FakeEngine()).collect(quota, 2, Sampling(), seen.append)
     assert list(found) == held
     assert len(held) == 1
 

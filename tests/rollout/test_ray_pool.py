@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from gigpo_mega.rollout.pools.base import EnvironmentLost, PoolError
 from gigpo_mega.rollout.quota import Quota
 from gigpo_mega.stack import Stack
 from gigpo_mega.types import Group
+from tests.helpers import wait_for
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.distributed
@@ -88,10 +88,7 @@ def test_a_node_that_is_lost_costs_time_and_nothing_else(
     engine.calls, engine.policy = 0, policy
     groups = collect(play, [task(name) for name in names], SIZE)
     assert lost != [cluster.head_node.node_id]
-    deadline = time.monotonic() + 60  # the cluster's own view is late
-    while nodes_of_actors() != {cluster.head_node.node_id}:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for(lambda: nodes_of_actors() == {cluster.head_node.node_id})  # the cluster's own view is late
     assert [group.task.id for group in groups] == names
     assert play.stats.retries > 0
     ended = [line.split() for line in (tmp_path / "ledger").read_text().splitlines()]

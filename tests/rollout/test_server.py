@@ -23,6 +23,7 @@ from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.engines.server import SGLangServer, hold_port, wait
 from tests import preloaded
 from tests.conftest import Served
+from tests.helpers import refused, wait_for
 from tests.programs import ROOT
 from tests.tiny import free_port, write_policy
 
@@ -33,14 +34,14 @@ time.sleep(600)
 """
 HEALTHY = """
 import http.server, json, sys
-class Handler(http.server.BaseHTTPRequestHandler):
+class FakeSGLang(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps({"served_model_name": sys.argv[2]}).encode())
     do_POST = do_GET
     def log_message(self, *_): pass
-http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), FakeSGLang).serve_forever()
 """
 
 
@@ -166,18 +167,19 @@ def test_the_log_of_the_server_before_stays(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_server_that_never_gets_healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = "print('loading weights', flush=True)" + SLEEPER
-    server = launcher(tmp_path, monkeypatch, script, timeout=1.5)
+    server = launcher(tmp_path, monkeypatch, script, timeout=1.0)
     progress: list[float] = []
     before = descendants()
     server.launch()
-    with pytest.raises(UserError) as caught:
-        wait([server], progress.append)
+    wait_for(lambda: "loading weights" in (tmp_path / "log").read_text())
+    start = time.monotonic()
+    message = refused(lambda: wait([server], progress.append))
+    assert time.monotonic() - start > 1.0 > progress[0]
+    assert progress == sorted(progress)
     server.close()
-    assert "engine.startup_timeout = 1.5 s" in str(caught.value)
-    assert "loading weights" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert 1.0 < progress[-1] < 3.0
-    assert gone(descendants() - before, 1)
+    assert "engine.startup_timeout = 1 s" in message
+    assert "loading weights" in message
+    assert gone(descendants() - before, 10)
 
 
 def test_a_url_where_nobody_answers() -> None:
@@ -235,11 +237,8 @@ def test_nothing_outlives_a_killed_owner(tmp_path: Path, end: signal.Signals) ->
     (tmp_path / "config.json").write_text("{}")
     process = subprocess.Popen([sys.executable, str(owner)], env=os.environ | {"PYTHONPATH": str(ROOT)})
     family = psutil.Process(process.pid)
-    deadline = time.monotonic() + 30
-    while len(family.children(recursive=True)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: len(family.children(recursive=True)) == 3)
     started = set(family.children(recursive=True))  # the supervisor, the server, the server's child
-    assert len(started) == 3
     process.send_signal(end)
     process.wait(timeout=10)
     assert gone(started, 5)
@@ -266,10 +265,7 @@ def test_processes_of_a_server_share_what_it_has_imported_and_end_when_its_owner
     )
     write_policy(tmp_path / "model")
     process = subprocess.Popen([sys.executable, str(owner)], env=os.environ | {"PYTHONPATH": str(ROOT)})
-    deadline = time.monotonic() + 240
-    while not (tmp_path / "ready").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert (tmp_path / "ready").exists()
+    wait_for((tmp_path / "ready").exists, 240)
     started = set(psutil.Process(process.pid).children(recursive=True))
     named = {" ".join(child.cmdline()): child for child in started}
     assert any("scheduler" in name for name in named)

@@ -14,11 +14,6 @@ from gigpo_mega.rollout.local import try_environment
 from gigpo_mega.rollout.pools.base import PoolError
 
 
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-
-
 def attempt(tmp_path: Path, trial: Task, kind: str = "KIND") -> None:
     model = write_tokenizer(tmp_path, "up down")
     cfg = Config(

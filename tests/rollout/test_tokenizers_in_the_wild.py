@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from real_qwen import write_qwen
-from wild_models import CHATML, SYSTEM, edit, id_of, listed, refusal, theirs, written
+from wild_models import CHATML, SYSTEM, edit, id_of, listed, theirs, written
 
 from envs.base import Demonstration, Observation, Task
 from envs.dialogue import GENERIC
@@ -21,6 +21,7 @@ from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.tokenizer import Tokenizer
 from gigpo_mega.telemetry.metrics import read_rows, record_episodes
 from gigpo_mega.types import Advantages, Group, Step, Trajectory
+from tests.helpers import refused
 
 TEXT = "take mug 1 from desk 1 " * 30
 SAID = "<think> a mug </think>\n<action> go to desk 1 </action>"
@@ -237,7 +238,7 @@ def test_tokens_that_only_the_config_lists_are_added_as_transformers_adds_them(t
     assert tokenizer.encode("USER:") == [size + 1]
     assert tokenizer.largest_id == size + 1
     edit(folder / "tokenizer_config.json", added_tokens_decoder={"400": listed("<|im_start|>")})
-    line = refusal(lambda: Tokenizer(folder))
+    line = refused(lambda: Tokenizer(folder))
     assert f"gives '<|im_start|>' the id 400 in tokenizer_config.json, and {size} is the next one" in line
 
 
@@ -271,7 +272,7 @@ def test_tokens_that_only_the_config_calls_special_are_control_tokens(tmp_path: 
 )  # fmt: skip
 def test_damaged_files_are_one_line(tmp_path: Path, file: str, content: bytes, said: str) -> None:
     (written(tmp_path) / file).write_bytes(content)
-    line = refusal(lambda: Tokenizer(tmp_path))
+    line = refused(lambda: Tokenizer(tmp_path))
     assert line.startswith("model.path: ")
     assert f"{tmp_path / file}" in line
     assert said in line
@@ -280,7 +281,7 @@ def test_damaged_files_are_one_line(tmp_path: Path, file: str, content: bytes, s
 @pytest.mark.parametrize("file", ["tokenizer.model", "vocab.json"])
 def test_a_slow_tokenizer_alone_is_refused_with_what_to_do(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_bytes(b"\n")
-    line = refusal(lambda: Tokenizer(tmp_path))
+    line = refused(lambda: Tokenizer(tmp_path))
     assert f"{tmp_path} has no tokenizer.json, only {file}; save a fast tokenizer there: " in line
     assert f"AutoTokenizer.from_pretrained('{tmp_path}').save_pretrained('{tmp_path}')" in line
 

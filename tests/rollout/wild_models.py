@@ -4,15 +4,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from gigpo_mega.coldstart.vocabulary import train_tokenizer
-from gigpo_mega.errors import UserError
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -96,11 +92,3 @@ def reference(folder: Path) -> Any:
 def listed(content: str, special: bool = True) -> dict[str, Any]:
     plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
     return {"content": content, "special": special} | plain
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    line = str(caught.value)
-    assert "\n" not in line
-    return line

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import json
 import struct
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from gigpo_mega.errors import ConfigError, UserError
 from gigpo_mega.storage.files import mark_latest
 from gigpo_mega.telemetry.loggers import Forgiving, check_loggers, open_loggers
 from gigpo_mega.telemetry.metrics import MetricsWriter
+from tests.helpers import wait_for
 
 RECORD: dict[str, Any] = {
     "iteration": 2, "episodes": 4, "success": 0.75, "standard_error": 0.2, "score": 0.7, "length": 3.5,
@@ -131,9 +131,7 @@ def test_wandb_writes_offline_what_it_was_given(tmp_path: Path, monkeypatch: pyt
         found = map(wandb_internal_pb2.Record.FromString, logged(file.read_bytes()[7:]))
         return [getattr(r, kind) for r in found if r.WhichOneof("record_type") == kind]
 
-    deadline = time.monotonic() + 30
-    while not read("exit") and time.monotonic() < deadline:  # another process writes the file
-        time.sleep(0.05)
+    wait_for(lambda: read("exit"))  # another process writes the file
     history = [{"/".join(i.nested_key) or i.key: i.value_json for i in row.item} for row in read("history")]
     runs = [(run.project, run.display_name) for run in read("run")]
     assert runs[0] == ("agents", "first")

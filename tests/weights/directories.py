@@ -7,11 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from gigpo_mega.errors import UserError
 from gigpo_mega.weights import convert, verify
 from gigpo_mega.weights.sharded import Grid
+from tests.helpers import refused
 
 ABSENT: Any = object()  # a field of config.json that is left out
 
@@ -36,10 +34,7 @@ def assert_computes_what_transformers_does(hf: Path, tmp_path: Path) -> None:
 def refusal(hf: Path, tmp_path: Path) -> str:
     """The one line about a directory that cannot be imported; nothing is written."""
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError) as caught:
-        convert.import_hf(hf, tmp_path / "out", Grid())
+    line = refused(lambda: convert.import_hf(hf, tmp_path / "out", Grid()))
     assert sorted(tmp_path.rglob("*")) == before
-    line = str(caught.value)
-    assert "\n" not in line
     assert len(line) < 700
     return line

@@ -360,6 +360,32 @@ def test_a_checkpoint_of_another_model_is_one_line(policy: Path, converted: Path
     assert wanted in line
 
 
+def resident(field: str) -> int:
+    """Bytes of this process's memory: now (VmRSS), or the most since it was reset (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(dict(line.split(":") for line in lines)[field].removesuffix("kB")) * 1024
+
+
+def growth(act: Callable[[], None]) -> int:
+    """The most bytes of memory that `act` adds, those of files that it maps among them."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    act()
+    return resident("VmHWM") - before
+
+
+def test_a_conversion_holds_one_layer_or_one_file_of_many(
+    policy: Path, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convert.export_hf(converted, policy, tmp_path / "small")  # what is imported once is not counted
+    hf = write_policy(tmp_path / "hf", num_hidden_layers=16, hidden_size=256, intermediate_size=2048)
+    size = (hf / "model.safetensors").stat().st_size
+    assert size > 100e6
+    monkeypatch.setattr(huggingface, "SHARD_BYTES", size // 16)
+    assert growth(lambda: convert.import_hf(hf, tmp_path / "large", Grid(2, 2))) < size / 4
+    assert growth(lambda: convert.export_hf(tmp_path / "large", hf, tmp_path / "back")) < size / 4
+
+
 def test_the_page_shows_the_record() -> None:
     record = json.loads(bench_conversion.RECORD.read_text())
     assert bench_conversion.table(record) in bench_conversion.PAGE.read_text()

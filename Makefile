@@ -100,10 +100,15 @@ types: setup
 
 .venv-adapters/.package: BARE := --no-deps
 
+.venv-adapters/.jericho: .venv-adapters/.package
+	@.venv-adapters/bin/python -m pip install -qq --disable-pip-version-check --no-deps jericho==3.3.1 \
+		|| echo "test-adapters: without a C compiler there is no jericho, and TextWorld's tests are skipped"
+	@touch $@
+
 test-loggers: .venv-loggers/.package
 	@.venv-loggers/bin/python -m pytest -p no:xdist tests/telemetry/test_loggers.py
 
-test-adapters: .venv-adapters/.package
+test-adapters: .venv-adapters/.jericho
 	@.venv-adapters/bin/python -m pytest -p no:xdist $(patsubst %,tests/envs/test_%.py,adapter_scienceworld adapter_skyrl_gym adapter_textworld adapters_page openenv_server)
 
 .venv/.docs: .venv/.package requirements/docs.txt

@@ -185,8 +185,8 @@ def test_pickles_in_a_journal_are_refused_in_one_line_and_never_run(tmp_path: Pa
     file, mark = tmp_path / "000000" / "000000.npz", tmp_path / "unpickled"
     planted = np.array([Planted(mark)], dtype=object)
     with np.load(file) as archive:
-        columns = dict(archive)
-    np.savez_compressed(file, **columns | {"anchors": planted})
+        columns: dict[str, Any] = dict(archive) | {"anchors": planted}
+    np.savez_compressed(file, **columns)
     np.save(file.with_name("learner.npy"), planted)
     for read in (journal.read, journal.learner):
         with pytest.raises(UserError, match=r"^output: cannot read .*: Object arrays cannot be .*remove.*$"):

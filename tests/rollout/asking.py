@@ -104,7 +104,7 @@ def player(
 
 
 def collector(
-    engine: Engine, made: Tokenizer, agent: Agent, concurrency: int = 8, retries: int = 0, **fields: Any
+    engine: Engine, made: Tokenizer, agent: Agent, retries: int = 0, concurrency: int = 8, **fields: Any
 ) -> Collector:
     """Collects episodes of `agent`, up to `concurrency` at once."""
     return by(player(engine, made, agent, **fields), concurrency, retries)

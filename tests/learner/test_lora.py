@@ -197,7 +197,10 @@ def test_checkpoints_with_other_adapters_are_refused(trained: Learner, place: Pl
         ("--lora.alpha 0", "lora.alpha must be > 0 or null, got 0.0"),
         ("--lora.targets [linear_q]", "lora.targets.0: input should be 'linear_qkv', 'linear_proj'"),
         ("--lora.targets []", "lora.targets is empty; lora.rank null trains all weights"),
-        ("--lora.rank 8 --model.layers te", "lora.rank 8 needs our own layers, but model.layers is te"),
+        (
+            "--lora.rank 8 --model.layers te --model.dtype bfloat16",
+            "lora.rank 8 needs our own layers, but model.layers is te",
+        ),
     ],
 )
 def test_adapters_that_cannot_be_are_refused(flags: str, message: str) -> None:

@@ -56,7 +56,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         if existed:
             _replace_files(partial, folder)
         else:
-            _become(partial, folder)
+            _put_in_place(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -67,7 +67,7 @@ def _replace_files(partial: Path, folder: Path) -> None:
         os.replace(partial / path, folder / path)
 
 
-def _become(partial: Path, folder: Path) -> None:
+def _put_in_place(partial: Path, folder: Path) -> None:
     try:
         os.replace(partial, folder)
     except OSError:

@@ -124,8 +124,7 @@ def dry_run(files: Sequence[str]) -> dict[str, Any]:
 
 def has_nvcc() -> bool:
     """Whether nvcc is where SGLang looks for it."""
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    home = next(filter(None, homes), None)
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if home is None and shutil.which("nvcc"):
         return True
     return (Path(home or "/usr/local/cuda") / "bin" / "nvcc").exists()

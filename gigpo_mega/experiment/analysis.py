@@ -33,7 +33,6 @@ MECHANISM = {
     "time/total": "seconds of an iteration",
     "memory/learner_gib": "GiB of the learner",
 }
-REPLACED = "rollout/groups_replaced"
 
 
 def analyze(spec: Spec, records: Sequence[Record]) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def mean_curve(values: Float64) -> Float64:
 def _variant(runs: Sequence[Record]) -> dict[str, Any]:
     found: dict[str, Any] = {"seeds": [record["seed"] for record in runs]}
     found["before"] = _mean([record["before"]["success"] for record in runs if record["before"]])
-    found["groups"] = _mean([groups_played(record) for record in runs])
+    found["groups"] = _mean([_groups_played(record) for record in runs])
     for kind in SCORES:
         scores = np.array([score(record, kind) for record in runs])
         interval = asdict(mean_interval(scores))
@@ -109,10 +108,11 @@ def _variant(runs: Sequence[Record]) -> dict[str, Any]:
     return found
 
 
-def groups_played(record: Record) -> float:
+def _groups_played(record: Record) -> float:
     """The groups of all iterations of a run, with those in whose place others were played."""
     config, curves = record["config"], record["curves"]
-    replaced = sum(min(count, config["rollout.spare_groups"]) for count in curves.get(REPLACED, ()))
+    refused, spares = curves.get("rollout/groups_replaced", ()), config.get("rollout.spare_groups", 0)
+    replaced = sum(min(count or 0, spares) for count in refused)  # past the spares nothing was played instead
     return config["rollout.groups"] * len(curves["rollout/success"]) + replaced
 
 

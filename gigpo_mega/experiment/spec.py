@@ -88,7 +88,7 @@ class Spec:
         named = variant in self.variants or (variant == COLDSTART and self.coldstart is not None)
         return named and seed in self.seeds
 
-    def sets(self, variant: str) -> Settings:
+    def settings_of(self, variant: str) -> Settings:
         """The fields in which a variant, or COLDSTART, differs from its files."""
         settings = self._of_the_coldstart if variant == COLDSTART else self.settings
         return settings | self.variants.get(variant, {})

@@ -87,7 +87,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
     return {name: [_rounded(row.get(name)) for row in rows] for name in names}
 
 
-def told(config: Config) -> dict[str, Any]:
+def flat(config: Config) -> dict[str, Any]:
     """The values of all fields of `config`, by path."""
     return dict(leaves(config_values(config)))
 
@@ -97,10 +97,10 @@ def _check_told(spec: Spec, records: Sequence[Mapping[str, Any]]) -> None:
 
     A field that a record lacks is newer than it, and counts only if the experiment sets it.
     """
-    values = {name: told(spec.config(name)) for name in {record["variant"] for record in records}}
+    values = {name: flat(spec.config(name)) for name in {record["variant"] for record in records}}
     for record in records:
         name, config = record["variant"], record["config"]
-        compared = (values[name].keys() & config.keys()) | dict(leaves(spec.sets(name))).keys()
+        compared = (values[name].keys() & config.keys()) | dict(leaves(spec.settings_of(name))).keys()
         for field in sorted(compared.difference(_OWN_FIELDS, _OF_THE_LAUNCH)):
             had, wanted = config.get(field), values[name].get(field)
             if not _same(had, wanted):

@@ -34,7 +34,7 @@ class Writing:
 
     def __init__(self, learner: Learner, folder: Path, background: bool) -> None:
         filesystem_async._results_queue = self._results = queue.Queue()
-        _fill(learner)  # a run may be saved before its first update
+        _fill_moments(learner)  # a run may be saved before its first update
         state = _sharded(learner)
         # Ranks with the same weights write a part each.
         strategy = FullyParallelSaveStrategyWrapper(
@@ -115,7 +115,7 @@ def size(learner: Learner) -> int:
 
 def read(learner: Learner, folder: Path, optimizer_steps: float | None) -> None:
     """Restore weights and optimizer, from files of this layout or any other."""
-    _fill(learner)
+    _fill_moments(learner)
     distributed = _distributed(learner)
     loaded = cast(dict[str, Any], dist_checkpointing.load(_sharded(learner, loading=True), str(folder)))
     for i, chunk in enumerate(learner.policy):
@@ -129,7 +129,7 @@ def read(learner: Learner, folder: Path, optimizer_steps: float | None) -> None:
         torch_adam.restore_step_count(learner.optimizer, optimizer_steps)
 
 
-def _fill(learner: Learner) -> None:
+def _fill_moments(learner: Learner) -> None:
     """Give Adam the state of its first step, which has zeros for moments, where it has none yet."""
     distributed = _distributed(learner)
     if torch_adam.USED:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -40,6 +39,7 @@ from gigpo_mega.telemetry.timeline import Timeline
 from gigpo_mega.types import Advantages, Group, RowTable
 from gigpo_mega.weights import adapter, live
 from gigpo_mega.weights.transport.base import PushError
+from gigpo_mega.weights.transport.broadcast import prepare_nccl
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,8 +59,7 @@ class Run:
         checked = check(cfg, stack)
         self._cfg, self._stack, self._model, shape = cfg, stack, checked.model, checked.shape
         if stack.cuda and cfg.weights.transport == "broadcast":
-            # SGLang's ranks are without it, and NCCL connects two of a host only if both are with or without.
-            os.environ.setdefault("NCCL_CUMEM_ENABLE", "0")
+            prepare_nccl()
         layout = layouts.initialize(cfg.parallel, cfg.seed)
         agree(layout, stack, self._model)
         self._plays = recorded is None
@@ -157,7 +156,6 @@ class Run:
         """
         if not self._plays:
             return
-        self._make_room()
         with self._held_engines():
             self._push_until_taken()
 
@@ -170,6 +168,7 @@ class Run:
                 raise refused
             if not lost and self._pushed == self.learner.iteration:
                 return
+            self._make_room()
             if lost:
                 self._revive(lost)
             refused = self._push_once()

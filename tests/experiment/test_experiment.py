@@ -21,7 +21,7 @@ from gigpo_mega.experiment.analysis import analyze
 from gigpo_mega.experiment.jobs import jobs
 from gigpo_mega.experiment.runner import Progress
 from gigpo_mega.experiment.spec import load_spec
-from gigpo_mega.experiment.store import Store, told
+from gigpo_mega.experiment.store import Store, flat
 from gigpo_mega.experiment.tables import markdown
 from tests.experiment.fake_experiment import FAKE
 from tests.helpers import wait_for
@@ -299,7 +299,7 @@ def keep_records(spec: Path, *seeds: int) -> None:
                 "variant": job.variant, "seed": job.seed, "device": "FakeDevice",
                 "before": panel, "after": panel,
                 "attempts": [{"commit": "0" * 40, "seconds": 1.0, "status": 0}],
-                "config": told(experiment.config(job.variant)) | {"seed": job.seed},
+                "config": flat(experiment.config(job.variant)) | {"seed": job.seed},
                 "curves": {"rollout/success": [0.5, 0.5, 0.6, 0.7], "loss/entropy": [0.5, None, 0.4, 0.3]},
             })  # fmt: skip
 

@@ -107,7 +107,7 @@ def test_another_adam_has_zeros_for_moments_before_its_first_step(monkeypatch: p
     monkeypatch.setattr(torch_adam, "USED", False)
     monkeypatch.setattr(shards, "_distributed", lambda learner: made)
     for _ in range(2):
-        shards._fill(cast(Learner, None))
+        shards._fill_moments(cast(Learner, None))
     assert made.allocated == 1
     sums = {name: float(value.sum()) for name, value in made.optimizer.state["parameter"].items()}
     assert sums == {"param": 21.0, "exp_avg": 0.0, "exp_avg_sq": 0.0}

@@ -68,6 +68,15 @@ def test_ranks_wait_for_a_busy_leader_longer_than_a_collective_may_take() -> Non
     assert (first, second, same) == ("0", "1", leader)
 
 
+def test_nobody_leaves_a_meeting_before_the_last_has_come() -> None:
+    ranks = launch("late")
+    said = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    came, left = zip(*(map(float, out.split()) for out, _ in said), strict=True)
+    assert came[1] - came[0] > 0.2
+    assert min(left) >= max(came)
+
+
 @pytest.mark.parametrize("fault", ["killed", "hung"])
 def test_a_leader_that_is_gone_ends_the_others_with_one_line(fault: str) -> None:
     leader, other = launch(fault)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from gigpo_mega.config import Config, EngineConfig
+from gigpo_mega.config import Config, EngineConfig, WeightsConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.engines.base import EngineLost
 from gigpo_mega.run import ranks
+from gigpo_mega.run import run as run_module
+from gigpo_mega.run.leader import Leader
 from gigpo_mega.run.run import Run
+from gigpo_mega.stack import Stack
 
 
 class FakeEngines:
@@ -56,6 +61,47 @@ def test_an_engine_that_fails_while_it_starts_again_is_started_once_more(
         "engine http://a is started again: it died",
         "engine http://a+ is started again: the SGLang server ended with status 137",
     ]
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_all_ranks_give_memory_back_before_an_engine_beside_them_starts_or_takes_weights(
+    shares: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, done, lost = run(FakeEngines(0, 1), monkeypatch), list[str](), {"http://a": "it died"}
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("emptied"))
+    monkeypatch.setattr(run_module, "meet", lambda layout: done.append("met"))
+    answers: dict[Any, Any] = {Leader.lost_engines: lost, Leader.readmit_engines: None}
+    stubs = {
+        "_shares_gpu": shares, "_pushed": 0, "_on_leader": lambda act, *words: answers[act],
+        "_revive": lambda lost: done.append("started"), "_push_once": lambda: done.append("pushed"),
+    }  # fmt: skip
+    for name, stub in stubs.items():
+        setattr(made, name, stub)
+    made.learner.iteration = 1
+    made._push_until_taken()
+    assert done == [*(["emptied", "met"] if shares else []), "started", "pushed"]
+    done.clear()
+    lost.clear()
+    made._push_until_taken()
+    assert done == []  # the engines have these weights
+
+
+def test_a_run_that_broadcasts_on_gpus_tells_nccl_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: Any) -> None:
+        raise UserError(f"NCCL_CUMEM_ENABLE is {os.environ.get('NCCL_CUMEM_ENABLE')}")
+
+    monkeypatch.setenv("NCCL_CUMEM_ENABLE", "1")  # put back at the end
+    checked = SimpleNamespace(model=None, shape=None)
+    monkeypatch.setattr(run_module, "check", lambda cfg, stack: checked)
+    monkeypatch.setattr(run_module.layouts, "initialize", start)
+    broadcast = Config(weights=WeightsConfig(transport="broadcast"))
+    for cfg, stack, said in (
+        (broadcast, Stack("cuda", ""), "1"), (Config(), Stack("cuda", ""), None),
+        (broadcast, Stack("cpu", ""), None), (broadcast, Stack("cuda", ""), "0"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=f"NCCL_CUMEM_ENABLE is {said}"):
+            Run(cfg, stack)
+        monkeypatch.delenv("NCCL_CUMEM_ENABLE", raising=False)
 
 
 def test_it_is_not_started_again_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""A leader that is busy for long, is killed or hangs: `torchrun ... tests/run/waiting.py FAULT`."""
+"""A leader that is busy for long, is killed or hangs, or a rank that is late:
+`torchrun ... tests/run/waiting.py FAULT`."""
 
 from __future__ import annotations
 
@@ -25,6 +26,12 @@ def main() -> None:
     ranks.SIGN_SECONDS, layouts.SILENCE = LIMIT / 2, timedelta(seconds=LIMIT)
     layout = layouts.initialize(ParallelConfig(timeout=LIMIT), seed=0)
     ranks.on_leader(layout, os.getpid)  # both ranks have started
+    if sys.argv[1] == "late":
+        time.sleep(layout.rank * LIMIT / 2)
+        came = time.monotonic()
+        ranks.meet(layout)
+        sys.stdout.write(f"{came} {time.monotonic()}\n")
+        return
     ranks.on_leader(layout, LEADER[sys.argv[1]])
     sys.stdout.write(f"rank {layout.rank} goes on: {ranks.on_leader(layout, os.getpid)}\n")
 

@@ -348,3 +348,40 @@ def test_what_a_push_took_is_told_in_gib() -> None:
         "weights/push_gib_per_s": 2.0,
         "weights/push_ceiling_gib_per_s": 8.0,
     }
+
+
+def test_all_members_of_a_host_leave_a_group_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL may wait in a server's leave until this process leaves, too."""
+    done: list[str] = []
+
+    class FakeGroup:
+        name, described = "weights", dict[str, Any]()
+
+        def __init__(self, size: int, backend: str) -> None: ...
+
+        def join(self) -> None: ...
+
+        def close(self) -> None:
+            done.append("closed")
+
+    class FakePosted:
+        def __init__(self, path: str) -> None:
+            self.path = path
+
+        def answers(self) -> None:
+            done.append(f"{self.path} answered")
+
+    class FakeReceivers:
+        urls = ("http://127.0.0.1:1",)
+
+        def ranks(self) -> list[int]:
+            return [1]
+
+        def start(self, path: str, payload: Any) -> FakePosted:
+            return FakePosted(path)
+
+    monkeypatch.setattr(broadcast, "_Group", FakeGroup)
+    receivers: Any = FakeReceivers()
+    with broadcast.BroadcastTransport(receivers, 1)._joined():
+        done.clear()
+    assert done[:2] == ["closed", "/destroy_weights_update_group answered"]

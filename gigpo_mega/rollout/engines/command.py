@@ -47,9 +47,9 @@ class Launch:
     def environment(self, config: EngineConfig) -> dict[str, str]:
         """The environment of the server.
 
-        With CUDA, SGLang compiles kernels with the `ninja` beside our interpreter, which need not be on PATH;
-        and the library that lets it release memory is preloaded, so that the CUDA runtime which it needs is
-        not looked for in torch's folders.
+        With CUDA, SGLang compiles kernels with the `ninja` beside our interpreter, which need not be on PATH.
+        The library with which it releases memory is preloaded: the loader looks for the CUDA runtime that it
+        needs before torch could say where that is.
 
         In float32 with CUDA: sgl_kernel's RMSNorm has 16-bit types only, so SGLang takes its layers in plain
         torch; and attention's products in Triton would round to TF32. Three TF32 products each are about as
@@ -60,8 +60,8 @@ class Launch:
             environment |= {"SGLANG_FORCE_FUSED_OP_BACKEND": "torch", "TRITON_F32_DEFAULT": "tf32x3"}
         if self.stack.cuda:
             environment["PATH"] = _joined(environment, "PATH", [str(Path(sys.executable).parent)])
-        if self.stack.cuda and self.releases_memory:
-            environment["LD_LIBRARY_PATH"] = _joined(environment, "LD_LIBRARY_PATH", cuda_runtimes())
+        if self.stack.cuda and self.releases_memory and (runtimes := cuda_runtimes()):
+            environment["LD_LIBRARY_PATH"] = _joined(environment, "LD_LIBRARY_PATH", runtimes)
         if not self.stack.cuda and config.tensor > 1:  # SGLang wants a NUMA node for each rank, or CPUs
             ours = ",".join(map(str, sorted(os.sched_getaffinity(0))))
             environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join([ours] * config.tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,6 +24,15 @@ from gigpo_mega.weights.transport.buckets import Bucket, stream, update_fields
 from gigpo_mega.weights.transport.receivers import Receivers
 
 LIMIT = timedelta(minutes=2)  # for the servers to join, and for one bucket
+
+
+def prepare_nccl() -> None:
+    """To be called before NCCL starts in a process that will broadcast.
+
+    SGLang's ranks run without its cuMem allocations, and NCCL connects two ranks of a host only if both have
+    them or neither.
+    """
+    os.environ.setdefault("NCCL_CUMEM_ENABLE", "0")
 
 
 class BroadcastTransport:

@@ -174,13 +174,11 @@ def test_responses_under_way_go_on_with_the_new_weights_as_if_they_had_begun_the
     push = WeightPush(WeightsConfig(transport=transport), SHAPE, [url], tmp_path / "weights", busy=True)
     first = load_file(served.model / "model.safetensors")
     push.push(first.items(), version=0)
-    begin = time.monotonic()
-    sample(url, 180)
-    half, mixed = (time.monotonic() - begin) / 2, 0
+    delay, mixed = 0.2, 0
     with ThreadPoolExecutor(1) as thread:
-        for version in range(1, 9):  # until one comes in the middle
+        for version in range(1, 21):  # until one comes in the middle
             sampled = thread.submit(sample, url, 180)
-            time.sleep(half)
+            time.sleep(delay)
             push.push((weights if version % 2 else first).items(), version)
             completions = sampled.result()
             even, odd = (differences(model, completions) for model in (served.model, other))
@@ -191,6 +189,7 @@ def test_responses_under_way_go_on_with_the_new_weights_as_if_they_had_begun_the
                 mixed += bool(np.ptp(completion.versions))
             if mixed:
                 break
+            delay *= 1.5 if completions[0].versions[-1] == version else 0.5  # it came too early or too late
     assert mixed
 
 

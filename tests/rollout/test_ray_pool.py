@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,27 @@ def test_a_call_that_hangs_ends_its_actor_alone(cluster: Any, pool: Callable[...
     assert (type(neighbor), neighbor.at_fault) == (EnvironmentLost, False)
     assert "was killed: a call took more than environment.step_timeout 2 s" in str(hung)
     assert [found.observation.text.partition(" ")[2] for found in (other, again, last)] == ["count 1"] * 3
+
+
+def test_environments_are_closed_with_the_pool_but_not_waited_for_without_end(
+    cluster: Any, pool: Callable[..., RayPool], tmp_path: Path
+) -> None:
+    made = pool(2)
+
+    async def play() -> None:
+        async with made:
+            await asyncio.gather(*(made.reset(slot, task(f"t{slot}")) for slot in range(4)))
+            hangs = asyncio.create_task(made.reset(1, task("bad", "reset hang 1")))
+            await asyncio.sleep(1)  # its actor is at work and cannot close anything
+            hangs.cancel()
+
+    asyncio.run(play())
+    begin = time.monotonic()
+    made.close()
+    made.close()
+    assert time.monotonic() - begin < 30
+    lines = [line.split() for line in (tmp_path / "ledger").read_text().splitlines()]
+    assert sorted(name for _, name, event in lines if event == "closed") == ["t0", "t2"]
 
 
 def test_an_exception_in_an_environment_comes_home_with_its_traceback(

@@ -28,6 +28,10 @@ class ActorHost:
         """Work through `batch`."""
         return [self._host.answer(*request) for request in batch]
 
+    def close(self) -> None:
+        """As `Host.close`."""
+        self._host.close()
+
     def at_work(self) -> tuple[int | None, float]:
         """The slot at work and the seconds that its call has taken; answered during a call, too."""
         return self._mark.read()
@@ -85,8 +89,11 @@ class RayPool(BatchedPool[ActorWorker]):
         super().__init__(workers, step_timeout)
 
     def close(self) -> None:
-        """End the actors; harmless when repeated."""
-        for worker in self._workers:
+        """Close the environments, which may take two seconds, and end the actors; harmless when repeated."""
+        living = [worker for worker in self._workers if not worker.ended]
+        if living and self._ray.is_initialized():
+            self._ray.wait([one.actor.close.remote() for one in living], num_returns=len(living), timeout=2)
+        for worker in living:
             self._stop(worker)
 
     def _start(self) -> ActorWorker:

@@ -176,8 +176,10 @@ def won(name: str, goal: int = 2) -> bool:
 
 @pytest.mark.parametrize("last", ["up", "crash"])
 def test_nothing_that_an_environment_has_started_stays(last: str) -> None:
+    seconds = f"77.{os.getpid():07}"  # other test runs on this machine start theirs
+
     def children() -> list[psutil.Process]:
-        return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "77.125"]]
+        return [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", seconds]]
 
     async def run() -> None:
         async with pool:
@@ -187,7 +189,7 @@ def test_nothing_that_an_environment_has_started_stays(last: str) -> None:
             with nullcontext() if last == "up" else pytest.raises(UserError, match="died with status 3"):
                 await pool.step(0, last)
 
-    pool = ProcessPool("noisy_environment:KIND", {"seconds": "77.125"}, workers=1)
+    pool = ProcessPool("noisy_environment:KIND", {"seconds": seconds}, workers=1)
     try:
         asyncio.run(run())
     finally:

@@ -129,7 +129,7 @@ class ProcessPool(BatchedPool[ProcessWorker]):
             while True:
                 (size,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
                 self._deliver(worker, pickle.loads(await reader.readexactly(size)))  # from our own child
-        worker.end(patience=1)  # its status is part of its obituary
+        worker.end(patience=5)  # its status is part of its obituary
         self._gone(worker, worker.obituary(), worker.mark.read()[0])
 
 

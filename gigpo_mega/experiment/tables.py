@@ -163,7 +163,7 @@ def _kinds(summary: Mapping[str, Any]) -> Table:
 def _mechanism(summary: Mapping[str, Any]) -> Table:
     def cell(one: Mapping[str, Any], metric: str) -> str:
         ends = [one["mechanism"][metric][end] for end in ("first", "last")]
-        return " to ".join("-" if value is None else number(value) for value in ends)
+        return " to ".join("-" if value is None else number(round(value, 5)) for value in ends)
 
     rows = [[name, *(cell(one, metric) for metric in MECHANISM)] for name, one in summary["variants"].items()]
     note = "From the first iteration to the mean of the last quarter, over seeds."

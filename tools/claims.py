@@ -36,7 +36,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"
+)  # fmt: skip
 KINDS = ("source", "setting", "note")
 NO_RECORD = "no record is kept"
 _START, _DIGITS, _EXPONENT = r"(?<![\w.,+/-])[-+]?", r"\d[\d,]*(?:\.\d+)?", r"e-?\d+"

@@ -163,6 +163,7 @@ def _kinds(summary: Mapping[str, Any]) -> Table:
 def _mechanism(summary: Mapping[str, Any]) -> Table:
     def cell(one: Mapping[str, Any], metric: str) -> str:
         ends = [one["mechanism"][metric][end] for end in ("first", "last")]
+        # Rounded, as three digits of a smaller share would have an exponent.
         return " to ".join("-" if value is None else number(round(value, 5)) for value in ends)
 
     rows = [[name, *(cell(one, metric) for metric in MECHANISM)] for name, one in summary["variants"].items()]

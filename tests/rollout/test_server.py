@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -121,13 +122,40 @@ def test_a_held_port_is_given_to_nobody_else_and_its_server_can_listen_there(reu
         stack.enter_context(socket.create_connection(server.getsockname()))
 
 
-def test_a_server_that_is_launched_again_has_its_port_again(
+def in_use(server: SGLangServer) -> bool:
+    """Whether another program is refused the server's port."""
+    with socket.socket() as other:
+        try:
+            other.bind(("127.0.0.1", int(server.url.rpartition(":")[2])))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def test_a_server_that_was_closed_has_its_port_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = launcher(tmp_path, monkeypatch, HEALTHY)
     for _ in range(2):
-        with server, socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
-            other.bind(("127.0.0.1", int(server.url.rpartition(":")[2])))
+        with server:
+            assert in_use(server)
+
+
+def test_nobody_else_can_take_the_port_while_a_server_is_launched_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the moment between the two, either, nor need the first have stopped to listen by then."""
+    server = launcher(tmp_path, monkeypatch, HEALTHY)
+    launch, between = server.launch, list[bool]()
+    with server:
+        first = server._process
+        monkeypatch.setattr(server, "launch", lambda: (between.append(in_use(server)), launch()))
+        server.relaunch()
+        wait([server])
+        assert server._process is not first
+        assert first is not None
+        assert first.returncode is not None
+    assert between == [True]
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])

@@ -65,6 +65,11 @@ class RayServer:
         except (ActorLost, TimeoutError):
             return "its node or Ray actor is gone"
 
+    def relaunch(self) -> None:
+        """Kill it and ask for a place again."""
+        self.close()
+        self.launch()
+
     def close(self) -> None:
         """Kill the actor, and with it the server; harmless when repeated."""
         self._actor.close()

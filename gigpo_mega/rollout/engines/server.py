@@ -100,12 +100,14 @@ class SGLangServer(Launched):
         """Where it listens."""
         return self.url
 
+    def relaunch(self) -> None:
+        """Kill the server and start it again at its port, which nobody else can take in between."""
+        self._end()
+        self.launch()
+
     def close(self) -> None:
         """Kill the server and all its processes, and wait until they are gone; harmless when repeated."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()  # the supervisor kills the group when the pipe closes
-            self._process.wait()
-            self._process = None
+        self._end()
         if self._port is not None:
             self._port.close()
             self._port = None
@@ -122,7 +124,7 @@ class SGLangServer(Launched):
             return
         if not (self._model / "config.json").is_file():
             raise UserError(f"model.path: {self._model} has no config.json; give a Hugging Face directory")
-        if self._port is None:  # it is launched again
+        if self._port is None:  # it was closed
             host, _, port = self.url.removeprefix("http://").rpartition(":")
             self._port = hold_port(host, int(port))
         self._log.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +139,12 @@ class SGLangServer(Launched):
                 env=self._launch.environment(self._config),
                 start_new_session=True,  # Ctrl-C in the terminal must reach us, not the server
             )
+
+    def _end(self) -> None:
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()  # the supervisor kills the group when the pipe closes
+            self._process.wait()
+            self._process = None
 
     def _command(self) -> list[str]:
         return self._launch.command(self._model, self._config, self.url, self._name, self._number)

@@ -79,8 +79,7 @@ class Servers(Launched):
                     f"the SGLang server at {server.url} failed, and the {self._config.restarts} restarts "
                     f"of engine.restarts are used up: {server.last_error()}; --resume starts anew"
                 )
-            server.close()
-            server.launch()
+            server.relaunch()
         return {url: server.placed() for url, server in failed.items()}
 
     def close(self) -> None:

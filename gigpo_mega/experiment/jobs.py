@@ -80,11 +80,6 @@ def policy_of(spec: Spec, seed: int, folder: Path) -> Path:
     return _folder(folder, COLDSTART, spec.coldstart_seed(seed)) / "policy"
 
 
-def panel_of(spec: Spec, seed: int, folder: Path) -> Path:
-    """The record of that policy's panel."""
-    return _folder(folder, "panel", spec.coldstart_seed(seed)) / "evaluation.json"
-
-
 def _coldstart(spec: Spec, seed: int, folder: Path) -> Sequence[Job]:
     clone, panel = _folder(folder, COLDSTART, seed), _folder(folder, "panel", seed)
     policy = clone / "policy"

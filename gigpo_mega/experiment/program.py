@@ -17,7 +17,7 @@ from pathlib import Path
 
 from gigpo_mega.arguments import COUNT, SEED
 from gigpo_mega.experiment.analysis import analyze
-from gigpo_mega.experiment.jobs import Job, jobs, panel_of, policy_of
+from gigpo_mega.experiment.jobs import Job, jobs, policy_of
 from gigpo_mega.experiment.page import render
 from gigpo_mega.experiment.pictures import draw
 from gigpo_mega.experiment.runner import Progress, complain, run_jobs
@@ -87,8 +87,7 @@ def _finish(spec: Spec, folder: Path, store: Store, job: Job) -> str:
     if job.kind == "panel":
         record = coldstart_record(job, policy_of(spec, job.seed, folder).parent)
     else:
-        before = panel_of(spec, job.seed, folder) if spec.coldstart else None
-        record = record_of(job, before)
+        record = record_of(job, store.panel_before(spec, job.seed))
     store.write(job, record)
     ends = [record[side]["success"] for side in ("before", "after") if record.get(side)]
     return " -> ".join(f"{100 * success:.1f}%" for success in ends)

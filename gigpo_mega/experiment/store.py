@@ -15,7 +15,7 @@ from gigpo_mega.config.load import config_values
 from gigpo_mega.errors import UserError
 from gigpo_mega.experiment.jobs import Job
 from gigpo_mega.experiment.runner import attempts
-from gigpo_mega.experiment.spec import Spec
+from gigpo_mega.experiment.spec import COLDSTART, Spec
 from gigpo_mega.storage.files import replace_text
 from gigpo_mega.telemetry.metrics import read_rows
 
@@ -36,7 +36,15 @@ class Store:
 
     def path(self, job: Job) -> Path:
         """Where the record of a run or of a cold start's panel lies."""
-        return self.folder / "records" / f"{job.variant}_{job.seed}.json"
+        return self._path(job.variant, job.seed)
+
+    def panel_before(self, spec: Spec, seed: int) -> dict[str, Any] | None:
+        """What the policy that the runs of `seed` begin with did on the panel, if it was a cold start's.
+
+        Its record is there even where the cold start was made again for a run that was added later.
+        """
+        path = self._path(COLDSTART, spec.coldstart_seed(seed))
+        return _read(path)["before"] if spec.coldstart is not None and path.exists() else None
 
     def write(self, job: Job, record: Mapping[str, Any]) -> None:
         """Keep a record: a line for each of its fields."""
@@ -56,16 +64,18 @@ class Store:
         _check_told(spec, ours)
         return sorted(ours, key=lambda record: (record["variant"], record["seed"]))
 
+    def _path(self, variant: str, seed: int) -> Path:
+        return self.folder / "records" / f"{variant}_{seed}.json"
 
-def record_of(job: Job, before: Path | None) -> dict[str, Any]:
+
+def record_of(job: Job, before: Mapping[str, Any] | None) -> dict[str, Any]:
     """What is kept of a run that has ended; `before` is its starting policy's panel if it played none."""
     own = job.folder / "evaluation_000000.json"
-    start = own if own.exists() else before
     rows = read_rows(job.folder / "metrics.jsonl")
     return {
         **_circumstances(job),
         "config": _config(job.folder),
-        "before": _read(start) if start else None,
+        "before": _read(own) if own.exists() else before,
         "after": _read(job.result),
         "curves": curves(rows),
     }

@@ -173,6 +173,18 @@ def test_a_cold_start_is_made_again_only_for_runs_that_need_it(
     assert todo == ["todo cold start, seed 2", "todo grpo, seed 2"]
 
 
+def test_a_variant_that_is_added_later_begins_where_the_others_did(spec: Path):
+    """Their panel is not played again, on a machine that has the records alone."""
+    keep_records(spec, 1)
+    kept = records(spec)
+    more = "variants:\n  rloo: {advantage.estimator: rloo}\n"
+    spec.write_text(spec.read_text().replace("variants:\n", more))
+    program.main(words(spec, "--seeds", "1"))
+    found = records(spec)
+    assert found["rloo_1"]["before"] == kept["coldstart_1"]["before"]
+    assert {name: found[name] for name in kept} == kept
+
+
 def test_after_kill_9_the_run_under_way_is_continued(spec: Path):
     """What had ended is kept, what ran dies with the experiment and goes on from the iteration it was in."""
     spec.write_text(spec.read_text().replace("iterations: 4", "iterations: 20"))

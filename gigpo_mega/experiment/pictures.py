@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +60,12 @@ def _curves(spec: Spec, grouped: Mapping[str, Sequence[Record]]) -> Any:
     figure = _figure(2.9 * columns, 2.4 * rows + 0.3)
     frames = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     reference = next(iter(spec.references), "")
-    for axes, (name, runs), color in zip(frames, grouped.items(), _cycle(len(grouped)), strict=False):
+    for axes, (name, runs), look in zip(frames, grouped.items(), _looks(len(grouped)), strict=False):
         seeds = {run["seed"] for run in runs}
         below = [run for run in grouped.get(reference, ()) if run["seed"] in seeds]
         if name != reference and below:
-            _line(axes, below, _SOFT, reference)
-        _line(axes, runs, color, name)
+            _line(axes, below, {"color": _SOFT}, reference)
+        _line(axes, runs, look, name)
         _style(axes, f"{name} ({len(runs)} seed{'s' * (len(runs) != 1)})")
         axes.xaxis.get_major_locator().set_params(integer=True)
     for axes in frames[len(grouped) :]:
@@ -77,13 +78,14 @@ def _curves(spec: Spec, grouped: Mapping[str, Sequence[Record]]) -> Any:
     return figure
 
 
-def _line(axes: Any, runs: Sequence[Record], color: str, label: str) -> None:
+def _line(axes: Any, runs: Sequence[Record], look: Mapping[str, str], label: str) -> None:
     raw = curve(runs, "rollout/success")
     window = max(raw.shape[1] // 8, 3) | 1
     mean, low, high = band(np.array([smooth(one, window) for one in raw.tolist()]))
-    axes.plot(100 * mean, color=color, linewidth=1.8, label=label)
+    axes.plot(100 * mean, linewidth=1.8, label=label, **look)
     if len(runs) > 1:
-        axes.fill_between(range(len(mean)), 100 * low, 100 * high, color=color, alpha=0.15, linewidth=0)
+        shade = {"color": look["color"], "alpha": 0.15, "linewidth": 0}
+        axes.fill_between(range(len(mean)), 100 * low, 100 * high, **shade)
 
 
 def _differences(spec: Spec, summary: Mapping[str, Any]) -> Any:
@@ -119,10 +121,10 @@ def _mechanism(grouped: Mapping[str, Sequence[Record]]) -> Any:
     figure = _figure(3.0 * columns, 2.5 * rows + 0.5)
     frames = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, metric in zip(frames, _SHOWN, strict=False):
-        for (name, runs), color in zip(grouped.items(), _cycle(len(grouped)), strict=True):
+        for (name, runs), look in zip(grouped.items(), _looks(len(grouped)), strict=True):
             values = curve(runs, metric)
             if np.isfinite(values).any():
-                axes.plot(mean_curve(values), color=color, linewidth=1.4, label=name)
+                axes.plot(mean_curve(values), linewidth=1.4, label=name, **look)
         axes.set_ylim(bottom=0)
         _style(axes, MECHANISM[metric])
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -152,8 +154,10 @@ def _cost(summary: Mapping[str, Any]) -> Any:
     return figure
 
 
-def _cycle(count: int) -> list[str]:
-    return [_COLORS[i % len(_COLORS)] for i in range(count)]
+def _looks(count: int) -> list[dict[str, str]]:
+    """Lines that can be told apart: when the colors are used up, dashes of each, then dots."""
+    both = product(("-", "--", ":", "-."), _COLORS)
+    return [{"color": color, "linestyle": line} for line, color in islice(cycle(both), count)]
 
 
 def _style(axes: Any, title: str, grid: str = "y") -> None:

@@ -22,3 +22,13 @@ def test_a_variant_is_drawn_over_the_reference_of_its_own_seeds() -> None:
     ]
     mean, same, own = (pytest.approx([100 * value] * 4) for value in (0.5, 0.8, 0.5))
     assert drawn == [[mean], [same, own], [own]]
+
+
+@pytest.mark.parametrize("count", [3, 12, 24])
+def test_lines_of_many_variants_can_be_told_apart(count: int) -> None:
+    runs = [{"seed": 1, "curves": {"rollout/success": [0.5] * 4, "rollout/length": [9.0] * 4}}]
+    grouped = {f"variant {number}": runs for number in range(count)}
+    spec: Any = SimpleNamespace(references=())
+    for figure in (pictures._mechanism(grouped), pictures._curves(spec, grouped)):
+        looks = [(line.get_color(), line.get_linestyle()) for axes in figure.axes for line in axes.lines]
+        assert len(set(looks)) == len(looks) == count

@@ -144,12 +144,17 @@ def test_a_server_that_was_closed_has_its_port_again(
 def test_nobody_else_can_take_the_port_while_a_server_is_launched_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not in the moment between the two, either, nor need the first have stopped to listen by then."""
+    """Not in the moment between the two, either."""
     server = launcher(tmp_path, monkeypatch, HEALTHY)
     launch, between = server.launch, list[bool]()
+
+    def launch_again() -> None:
+        between.append(in_use(server))
+        launch()
+
     with server:
         first = server._process
-        monkeypatch.setattr(server, "launch", lambda: (between.append(in_use(server)), launch()))
+        monkeypatch.setattr(server, "launch", launch_again)
         server.relaunch()
         wait([server])
         assert server._process is not first

@@ -21,7 +21,8 @@ class FakeServer:
         self.tokens = 1  # of an answer
         self.refuse = False
         self.forget = False  # the next batch is never answered, though everything else is
-        self.held = 0
+        self.unanswered: set[str] = set()  # the names of requests that it holds
+        self.aborted: list[str] = []
         self.cut = False
         self.served: set[Any] = set()  # connections; one that is used again is reset
         self.answer: dict[str, Any] = {}  # replaces parts of every answer
@@ -45,12 +46,13 @@ class FakeServer:
         await response.prepare(request)
         if self.forget:
             self.forget = False
-            while not request.transport.is_closing():
+            while request.transport is not None and not request.transport.is_closing():
                 await asyncio.sleep(0.05)
+            return response
         if self.raw is not None:
             await response.write(self.raw)
             return response
-        self.held += len(body["input_ids"])
+        self.unanswered |= set(body["rid"])
         order = sorted(enumerate(body["input_ids"]), key=lambda item: self.delay(item[1]))
         waited = 0.0
         for index, prompt in order:
@@ -58,18 +60,28 @@ class FakeServer:
             waited = self.delay(prompt)
             token = prompt[-1] + 1
             meta = {**self.meta, "output_token_logprobs": [[-0.5, token, None]] * self.tokens}
+            if body["rid"][index] in self.aborted:
+                meta["finish_reason"] = {"type": "abort", "message": "Aborted"}
             answer = {"index": index, "output_ids": [token] * self.tokens, "meta_info": meta} | self.answer
-            self.held -= 1
+            self.unanswered.discard(body["rid"][index])
             await response.write(b"data: " + json.dumps(answer).encode() + b"\n\n")
             if self.cut:
                 return response
         await response.write(b"data: [DONE]\n\n")
         return response
 
+    async def abort(self, request: web.Request) -> web.Response:
+        """It no longer holds a request; one that it does not hold is no error."""
+        name = (await request.json())["rid"]
+        self.aborted.append(name)
+        self.unanswered.discard(name)
+        return web.Response()
+
     async def loads(self, request: web.Request) -> web.Response:
         """As SGLang does of its schedulers: what it was asked for and has not answered."""
         del request
-        return web.json_response({"loads": [{"num_running_reqs": self.held, "num_waiting_reqs": 0}]})
+        load = {"num_running_reqs": len(self.unanswered), "num_waiting_reqs": 0}
+        return web.json_response({"loads": [load]})
 
     async def healthy(self, request: web.Request) -> web.Response:
         """It always is."""
@@ -83,6 +95,7 @@ def talk(
     async def run() -> Any:
         app = web.Application()
         app.router.add_post("/generate", server.generate)
+        app.router.add_post("/abort_request", server.abort)
         app.router.add_get("/v1/loads", server.loads)
         app.router.add_get("/health_generate", server.healthy)
         runner = web.AppRunner(app)

@@ -13,7 +13,6 @@ import pytest
 from fake_server import FakeServer, talk
 
 from gigpo_mega.rollout.engines.base import Completion, EngineError, Sampling, positions_needed
-from gigpo_mega.rollout.engines.fleet import Fleet
 from gigpo_mega.rollout.engines.sglang import SGLangEngine
 from tests.conftest import Served
 from tests.tiny import QWEN2
@@ -39,32 +38,6 @@ def test_no_request_relies_on_a_connection_staying_open() -> None:
 
     assert talk(server, conversation) == [1] * 5
     assert len(server.served) == 5
-
-
-def test_an_answer_that_a_healthy_server_loses_is_sampled_again_and_no_long_one_is_cut() -> None:
-    """It accepts a request and never answers it, but others, and says that it is well."""
-    server = FakeServer(delay=lambda prompt: 3.0 if prompt[0] == 9 else 0.01)
-
-    async def conversation(engine: SGLangEngine) -> tuple[list[int], float, str | None]:
-        async with Fleet([SGLangEngine(engine.url)], patience=0.4) as fleet:
-            long = asyncio.create_task(fleet.generate([9, 1], Sampling(), 0))
-            await asyncio.sleep(0.1)
-            server.forget = True
-            begin = asyncio.get_running_loop().time()
-            lost = asyncio.create_task(fleet.generate([7, 2], Sampling(), 1))
-            await asyncio.sleep(0.1)
-            while not lost.done():
-                assert asyncio.get_running_loop().time() < begin + 60
-                await fleet.generate([7, 3], Sampling(), 2)
-            seconds = asyncio.get_running_loop().time() - begin
-            both = [(await lost).response_ids[0], (await long).response_ids[0]]
-            return [int(token) for token in both], seconds, fleet.members[0].lost
-
-    answers, seconds, lost = talk(server, conversation)
-    assert answers == [3, 2]
-    assert lost is None
-    assert seconds >= 0.7  # three looks after the patience
-    assert sum(batch.count([7, 2]) for batch in server.batches) == 2
 
 
 def test_a_quick_answer_does_not_wait_for_a_slow_one_of_its_batch() -> None:

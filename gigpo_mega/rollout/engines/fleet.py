@@ -14,7 +14,7 @@ from gigpo_mega.rollout.engines.base import Completion, Engine, EngineError, Eng
 from gigpo_mega.telemetry.timeline import Timeline
 
 IMBALANCE = 8  # requests in flight above the least loaded engine, past which a session moves (simulated)
-DOUBTS = 3  # looks in a row, `patience` / 4 apart: an answer may be on its way during one
+LOOKS = 100  # over `patience` / 2; 12 in a row missed something of a busy server, which had forgotten nothing
 REPEATS = 2  # of a request that was forgotten
 
 _Request = asyncio.Future[Completion]
@@ -56,8 +56,8 @@ class Member(Served):
     name: str = ""
     answered: float = 0.0  # time of its latest answer, or of the request that ended its idleness
     running: dict[_Request, float] = field(default_factory=dict[_Request, float])  # and when each began
-    doubts: dict[_Request, int] = field(default_factory=dict[_Request, int])
-    """How often in a row the engine held fewer requests than it owes answers, by overdue request."""
+    forgot: set[_Request] = field(default_factory=set[_Request])  # those of `running` that are made again
+    gate: asyncio.Lock = field(default_factory=asyncio.Lock)  # no request is made while it is held
 
 
 class Fleet:
@@ -68,8 +68,9 @@ class Fleet:
     Engines that are not `near` get requests only when none of those serves.
     An engine that raises EngineLost, or gives no answer for `patience` seconds and then fails its health
     check, serves no longer until `readmit`; its requests are made again, from their token ids, of another.
-    So is a request that an engine leaves unanswered for `patience` seconds if that engine then says DOUBTS
-    times in a row that it holds fewer requests than it owes answers; it goes on serving.
+    When a request has waited for `patience` seconds, the engine gets no new ones until it says that it holds
+    all it was asked for. If it says LOOKS times in a row that some are missing, as many, the oldest first,
+    are made again; it goes on serving.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Fleet:
         async with AsyncExitStack() as stack:
             for member in self.members:
                 member.requests = member.cached_tokens = member.moves = member.forgotten = 0
+                member.gate = asyncio.Lock()
                 await stack.enter_async_context(member.engine)
             watch = asyncio.create_task(self._watch())
             stack.push_async_callback(_ended, watch)
@@ -118,7 +120,6 @@ class Fleet:
         for member in self.members:
             for request in member.running:
                 member.answered = member.running[request] = request.get_loop().time()
-            member.doubts.clear()
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, session: int = 0) -> Completion:
         """Sample one response.
@@ -151,7 +152,9 @@ class Fleet:
         serving = serving or [member for member in self.members if member.lost is None]
         if not serving:
             raise EngineLost("no engine is left: " + "; ".join(str(member.lost) for member in self.members))
-        idlest = min(serving, key=lambda member: (len(member.running), member.requests))
+        idlest = min(
+            serving, key=lambda member: (member.gate.locked(), len(member.running), member.requests)
+        )
         place = self._places.setdefault(session, idlest)
         if place.lost is not None or len(place.running) > len(idlest.running) + self._imbalance:
             self._places[session] = place = idlest
@@ -175,26 +178,36 @@ class Fleet:
             await asyncio.gather(*(self._question(member) for member in owing))
 
     async def _question(self, member: Member) -> None:
-        """Doubt the overdue requests of `member` if it holds fewer than it owes; end those doubted enough."""
-        held, now = await member.engine.held(), asyncio.get_running_loop().time()
-        if self._held:
-            return
-        # A request that was just made may not have reached the engine's scheduler.
-        owed = sum(began < now - self._patience / 4 for began in member.running.values())
-        if held is None or held >= owed:
-            member.doubts.clear()
-            return
-        overdue = [request for request, began in member.running.items() if began < now - self._patience]
-        member.doubts = {request: member.doubts.get(request, 0) + 1 for request in overdue}
-        for request, doubts in member.doubts.items():
-            if doubts == DOUBTS:
-                member.forgotten += 1
-                request.cancel()
+        """End the overdue requests that `member` has forgotten; which ones they are it does not say."""
+        missing = await self._missing(member)
+        late = asyncio.get_running_loop().time() - self._patience
+        overdue = [request for request, began in member.running.items() if began < late]
+        for request in overdue[:missing]:
+            member.forgotten += 1
+            member.forgot.add(request)
+            request.cancel()
+
+    async def _missing(self, member: Member) -> int:
+        """How many requests `member` was asked for and does not hold: the fewest of all looks."""
+        fewest = len(member.running)
+        async with member.gate:  # of many new ones, some are always on their way
+            for _ in range(LOOKS):
+                asked, held = len(member.running), await member.engine.held()
+                if held is None or self._held or member.lost is not None:
+                    return 0
+                fewest = min(fewest, asked - held)
+                if fewest <= 0:
+                    return 0
+                await asyncio.sleep(self._patience / 2 / LOOKS)
+        return fewest
 
 
 async def _ask(member: Member, prompt_ids: Sequence[int], sampling: Sampling, session: int) -> Completion:
     """The answer of `member`; raises EngineLost if it is lost meanwhile."""
     loop = asyncio.get_running_loop()
+    async with member.gate:
+        if member.lost is not None:
+            raise EngineLost(member.lost)
     if not member.running:
         member.answered = loop.time()
     request = loop.create_task(_generate(member.engine, prompt_ids, sampling, session))
@@ -208,12 +221,12 @@ async def _ask(member: Member, prompt_ids: Sequence[int], sampling: Sampling, se
             raise
         if member.lost is not None:
             raise EngineLost(member.lost) from None
-        if member.doubts.get(request, 0) == DOUBTS:
+        if request in member.forgot:
             raise _Forgotten from None
         raise
     finally:
         del member.running[request]
-        member.doubts.pop(request, None)
+        member.forgot.discard(request)
     member.answered = loop.time()
     member.cached_tokens += completion.cached_tokens
     return completion

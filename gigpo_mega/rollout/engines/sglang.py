@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
-from collections.abc import AsyncIterator, Sequence
+import uuid
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +21,16 @@ from gigpo_mega.types import Int32
 
 HEALTH_SECONDS = 20.0
 
-_Pending = tuple[list[int], dict[str, Any], "asyncio.Future[Completion]"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A request and who waits for its answer."""
+
+    ids: list[int]
+    parameters: dict[str, Any]
+    answer: asyncio.Future[Completion]
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 class SGLangEngine:
@@ -56,13 +68,21 @@ class SGLangEngine:
             self._session = None
 
     async def generate(self, prompt_ids: Sequence[int], sampling: Sampling, session: int = 0) -> Completion:
-        """Sample one response; raises EngineError if it is refused, EngineLost if the server fails."""
+        """Sample one response; raises EngineError if it is refused, EngineLost if the server fails.
+
+        If the caller is cancelled, the server is told to stop.
+        """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Completion] = loop.create_future()
-        self._pending.append((list(prompt_ids), _parameters(sampling), future))
+        request = _Pending(list(prompt_ids), _parameters(sampling), loop.create_future())
+        self._pending.append(request)
         if len(self._pending) == 1:
             loop.call_later(self._window, self._flush)
-        return await future
+        try:
+            return await request.answer
+        except asyncio.CancelledError:
+            if self._session is not None:
+                self._start(_abort(self._session, self.url, request.name))
+            raise
 
     async def healthy(self) -> bool:
         """Whether the server gives an answer within HEALTH_SECONDS, made by its scheduler."""
@@ -90,16 +110,21 @@ class SGLangEngine:
         self.url = url.rstrip("/")
 
     def _flush(self) -> None:
-        batch, self._pending = self._pending, []
+        batch, self._pending = [request for request in self._pending if not request.answer.done()], []
         if batch:
-            post = asyncio.get_running_loop().create_task(self._send(batch))
-            self._posts.add(post)
-            post.add_done_callback(self._posts.discard)
+            self._start(self._send(batch))
+
+    def _start(self, post: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(post)
+        self._posts.add(task)
+        task.add_done_callback(self._posts.discard)
+
 
     async def _send(self, batch: list[_Pending]) -> None:
         payload = {
-            "input_ids": [ids for ids, _, _ in batch],
-            "sampling_params": [parameters for _, parameters, _ in batch],
+            "rid": [request.name for request in batch],
+            "input_ids": [request.ids for request in batch],
+            "sampling_params": [request.parameters for request in batch],
             "return_logprob": True,
             "stream": True,
         }
@@ -115,16 +140,16 @@ class SGLangEngine:
                     "too many files are open for a connection to the engine: raise the limit (ulimit -n) or "
                     "lower rollout.concurrency"
                 )
-            for _, _, future in batch:
-                if not future.done():
-                    future.set_exception(reason)
+            for request in batch:
+                if not request.answer.done():
+                    request.answer.set_exception(reason)
 
     def _settle(self, batch: Sequence[_Pending], answer: dict[str, Any]) -> None:
         """Give `answer`, or why it is none, to the one who asked; raises EngineLost if nobody did."""
         index = answer.get("index", 0 if len(batch) == 1 else None)
         if type(index) is not int or not 0 <= index < len(batch):
             raise EngineLost(f"{self.url} answered index {index!r} of {len(batch)} requests")
-        future = batch[index][2]
+        future = batch[index].answer
         if future.done():
             return
         try:
@@ -172,6 +197,14 @@ class SGLangEngine:
         if "error" in found:
             raise EngineError(f"{self.url}: {found['error']}")
         return found
+
+
+async def _abort(session: aiohttp.ClientSession, url: str, name: str) -> None:
+    """Nobody waits for the answer to request `name`; a server that is gone or does not know it, is well."""
+    limit = aiohttp.ClientTimeout(total=HEALTH_SECONDS)
+    with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        async with session.post(f"{url}/abort_request", json={"rid": name}, timeout=limit):
+            pass
 
 
 _JSON = {"Content-Type": "application/json"}

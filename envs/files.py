@@ -20,7 +20,7 @@ def expanded(path: str, field: str) -> str:
     Raises EnvError, which names `field`, for a variable or a person that this machine does not know.
     """
     found = os.path.expanduser(os.path.expandvars(path))
-    if (missing := re.search(r"\$(\w+|\{\w+\})", found)) or found.startswith("~"):
+    if (missing := re.search(r"\$([A-Za-z_]\w*|\{\w+\})", found)) or found.startswith("~"):
         unknown = missing[0] if missing else found.partition("/")[0]
         raise EnvError(f"{field} {path!r}: {unknown} is not set on this machine; write the path out")
     return found

@@ -126,8 +126,6 @@ def check_devices(cfg: Config, stack: Stack) -> None:
     without = f"needs CUDA, but the stack is cpu ({stack.reason})"
     if cfg.kernels.backend == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
         raise UserError(f"kernels.backend triton {without}; set it to auto")
-    if cfg.parallel.offload_optimizer:
-        raise UserError(f"parallel.offload_optimizer {cfg.parallel.offload_optimizer} {without}; set it to 0")
     if cfg.engine.release_memory is True:
         raise UserError(f"engine.release_memory true {without}; set it to auto")
 

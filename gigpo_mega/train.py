@@ -3,8 +3,8 @@
 
 An iteration plays a group of episodes of each drawn task, estimates advantages, updates the policy and gives
 its weights to the engine. The groups are on disk before they are learned from, the full state every
-`checkpoint.every` iterations: `--resume` samples nothing twice and ends bit-equal to a run that was never
-stopped.
+`checkpoint.every` iterations: `--resume` samples nothing twice and ends, on a CPU, bit-equal to a run that
+was never stopped. (Kernels of a GPU need not repeat their last bits.)
 """
 
 from __future__ import annotations

@@ -12,14 +12,13 @@ import torch
 
 from envs import registry
 from envs.base import Demonstration, EnvError, EnvironmentKind, Observation, Task
-from gigpo_mega.coldstart.clone import clone
-from gigpo_mega.coldstart.demonstrations import demonstrate
+from gigpo_mega.coldstart.clone import clone, cloning_loss
+from gigpo_mega.coldstart.demonstrations import ClonedStep, demonstrate
 from gigpo_mega.config import (
     ColdstartConfig,
     Config,
     EnvironmentConfig,
     EvaluationConfig,
-    ParallelConfig,
     PromptConfig,
 )
 from gigpo_mega.errors import UserError
@@ -61,10 +60,10 @@ def test_a_cold_start_does_not_write_into_a_folder_that_a_run_uses(cfg: Config) 
     assert not (cfg.output / "config.yaml").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to offload from")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU whose memory can be released")
 def test_what_this_machine_cannot_have_is_refused_before_a_cold_start_touches_anything(cfg: Config) -> None:
-    with pytest.raises(UserError, match=r"parallel\.offload_optimizer 0\.5 needs CUDA"):
-        clone(replace(cfg, parallel=ParallelConfig(offload_optimizer=0.5)), decide())
+    with pytest.raises(UserError, match=r"engine\.release_memory true needs CUDA"):
+        clone(replace(cfg, engine=replace(cfg.engine, release_memory=True)), decide())
     assert not cfg.output.exists()
 
 
@@ -125,3 +124,14 @@ def test_an_expert_that_never_succeeds_is_refused(faked: Config) -> None:
         "coldstart.games 2: no expert episode succeeded; raise environment.max_steps, lower coldstart.detour "
         "0.2, or set coldstart.failures to clone them anyway"
     )
+
+
+@pytest.mark.parametrize("prompt_weight", [0.0, 0.25, 1.0])
+def test_the_loss_of_the_action_is_of_its_tokens_whatever_the_prompt_weighs(prompt_weight: float) -> None:
+    """At a weight of 1 the prompt's tokens used to count as an action's."""
+    step = ClonedStep.of([5, 6, 7], [8, 9], prompt_weight)
+    logprob = torch.full([len(step.response_ids)], -1.0)
+    logprob[-2:] = torch.tensor([-4.0, -6.0])
+    loss, report = cloning_loss((step.weight, step.action), logprob, torch.zeros_like(logprob))
+    assert loss.item() == pytest.approx(10 + prompt_weight * (len(logprob) - 2))
+    assert float(report.sums["loss/action"]) / float(report.sums["loss/action_tokens"]) == 5.0

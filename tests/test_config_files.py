@@ -109,3 +109,24 @@ def test_a_byte_order_mark_and_anchors_are_allowed(tmp_path: Path) -> None:
 def test_the_last_line_of_a_file_that_ends_early_is_named(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("iterations: 3\nadvantage: {gamma: 0.9,")
     assert complaint(tmp_path / "run.yaml").startswith(f"{tmp_path / 'run.yaml'}:2: ")
+
+
+def test_a_list_of_servers_can_be_given_on_the_command_line() -> None:
+    """It used to be taken for one URL."""
+    named = load_config(["--engine.url", '["http://gpu07:30000", "http://gpu08:30000/"]'], "gigpo-mega train")
+    assert named.engine.urls == ["http://gpu07:30000", "http://gpu08:30000"]
+    assert load_config(["--engine.url=http://gpu07:30000"], "").engine.urls == ["http://gpu07:30000"]
+
+
+@pytest.mark.parametrize("url", ["gpu07:30000", "http://[::1", "http://gpu07:port", "http://", "[http://a"])
+def test_what_is_no_address_of_a_server_is_refused(url: str) -> None:
+    line = refused(lambda: load_config(["--engine.url", url], "gigpo-mega train"))
+    assert line.startswith(("engine.url '", "--engine.url: '["))
+
+
+def test_text_may_begin_with_a_dollar_sign() -> None:
+    said = "$100 is your budget. Spend it."
+    found = load_config(["--environment.options.instruction", said], "gigpo-mega train")
+    assert found.environment.options == {"instruction": said}
+    line = refused(lambda: load_config(["--environment.options.file", "$NO_SUCH_NAME/x"], ""))
+    assert "$NO_SUCH_NAME is not set on this machine" in line

@@ -87,6 +87,12 @@ def test_a_name_that_would_not_work_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
+def test_where_no_folder_can_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/proc")
+    with pytest.raises(UserError, match=r"^mine cannot be made here: .*; go to a folder of yours$"):
+        write("mine")
+
+
 @pytest.mark.engine
 def test_the_commands_of_its_readme_train(starter: Path) -> None:
     """Only that they run: that the agent learns takes minutes (docs/benchmarks/starter_seeds.json)."""

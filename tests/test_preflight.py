@@ -202,7 +202,6 @@ def test_damaged_tokenizer_files_are_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(("section", "field", "value", "said"), [
     ("kernels", "backend", "triton", "kernels.backend triton needs CUDA, but the stack is cpu (no driver)"),
     ("model", "layers", "te", "model.layers te needs Transformer Engine, which is not installed"),
-    ("parallel", "offload_optimizer", 0.5, "parallel.offload_optimizer 0.5 needs CUDA, but the stack is cpu"),
     ("engine", "release_memory", True, "engine.release_memory true needs CUDA, but the stack is cpu"),
 ])  # fmt: skip
 def test_what_this_machine_cannot_have_is_refused(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from envs.alfworld.dialogue import DIALOGUES
 from envs.base import Observation
 from envs.dialogue import Answer, parse_tagged
-from gigpo_mega.coldstart.clone import cloning_loss
+from gigpo_mega.coldstart.clone import cloning_loss, whole
 from gigpo_mega.config import Config, EngineConfig, OptimizerConfig, PromptConfig, WeightsConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.learner import layout as parallel
@@ -207,7 +207,7 @@ def test_engine_and_learner_agree_before_and_after_an_update(smollm2: Path, lear
         assert_agreement(before, scores(learner, before), version=0)
 
         batches = learner.pack(before, np.arange(2))
-        learner.update([(b, np.ones(int(b.lengths.sum()), np.float32)) for b in batches], cloning_loss)
+        learner.update([(b, whole(b)) for b in batches], cloning_loss)
         moved = np.concatenate(scores(learner, before)) - np.concatenate([step.logprobs for step in before])
         assert moved.mean() > 0.05  # so the engine's agreement below is not with the weights it had
 

@@ -1,4 +1,4 @@
-"""What a replay refuses before anything starts; tests/test_train.py replays a run."""
+"""What a replay, or a collection, refuses before anything starts; tests/test_train.py replays a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from gigpo_mega.commands import replay
+from gigpo_mega.commands import replay, rollout
 from gigpo_mega.config import CheckpointConfig, Config, OptimizerConfig, ParallelConfig
 from gigpo_mega.config.load import save_config
 from gigpo_mega.errors import UserError
@@ -91,7 +91,7 @@ def test_a_run_whose_settings_changed_on_the_way_is_refused(run: Path, trained: 
 
 
 def test_a_folder_without_a_run_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is not a run folder: it has no config\.yaml$"):
+    with pytest.raises(UserError, match=r"is not a run folder: it has no config\.yaml; RUN stands before"):
         start(tmp_path / "nothing")
 
 
@@ -122,3 +122,22 @@ def test_what_is_copied_from_a_journal_is_equal_and_stays_there(tmp_path: Path) 
     with pytest.raises(UserError, match="cannot keep groups in"):
         target.copy(5, source)
     assert not target.has(5)
+
+
+def test_a_run_cannot_be_replayed_into_itself(run: Path, trained: list[Config]) -> None:
+    """With --resume and another setting its groups used to be set aside, and none was left to replay."""
+    before = sorted(path.name for path in run.rglob("*"))
+    with pytest.raises(UserError, match=r"is the run itself, which stays as it is"):
+        replay.main([str(run), "--output", str(run.parent / "other" / ".." / "run"), "--resume"])
+    assert (sorted(path.name for path in run.rglob("*")), trained) == (before, [])
+
+
+def test_a_run_that_trains_is_no_place_for_a_collection(run: Path) -> None:
+    """With another temperature its groups used to be set aside and its evaluations deleted."""
+    (run / "metrics.jsonl").write_text('{"iteration": 0}\n')
+    (run / "evaluation_000003.json").write_text("{}")
+    before = sorted(path.name for path in run.rglob("*"))
+    flags = ["--output", str(run), "--resume", "--rollout.temperature", "0.5"]
+    with pytest.raises(UserError, match=r"is the folder of a run that trains"):
+        rollout.main([str(run / "config.yaml"), *flags])
+    assert sorted(path.name for path in run.rglob("*")) == before

@@ -105,9 +105,9 @@ def anchor_groups(rows: RowTable, steps: StepColumns[Any], cfg: AdvantageConfig)
 
 
 def observations(rows: RowTable, cfg: AdvantageConfig) -> list[str]:
-    """The observation text of every row; raises ValueError if no step has one."""
+    """The observation text of every row; raises ValueError if there are rows and none has one."""
     texts = [step.observation for step in rows.steps]
-    if not any(texts):
+    if texts and not any(texts):
         raise ValueError(
             f"advantage.similarity {cfg.similarity} compares observation texts, but no step has one: "
             "record Step.observation, or unset advantage.similarity"

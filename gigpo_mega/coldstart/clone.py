@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gigpo_mega import hub
+from gigpo_mega.batching import MicroBatch
 from gigpo_mega.coldstart.demonstrations import ClonedStep, cloned_steps, demonstrate
 from gigpo_mega.coldstart.scratch import write_scratch
 from gigpo_mega.config import Config
@@ -29,7 +30,7 @@ from gigpo_mega.stack import Stack
 from gigpo_mega.telemetry.loggers import open_loggers
 from gigpo_mega.telemetry.metrics import MetricsWriter, print_summary
 from gigpo_mega.telemetry.progress import stage
-from gigpo_mega.types import Float32, Int64
+from gigpo_mega.types import Bool, Float32, Int64
 from gigpo_mega.weights import live
 
 _LOG_EVERY = 50
@@ -70,12 +71,26 @@ def clone(cfg: Config, stack: Stack) -> Path:
     return policy
 
 
-def cloning_loss(weight: Float32, logprob: Tensor, entropy: Tensor) -> tuple[Tensor, Report]:
-    """The weighted negative log-likelihood of a micro-batch's tokens, all [n]; a `Loss`."""
-    weights = on_device(weight, logprob.device)
-    action = (weights == 1).to(logprob.dtype)
+def cloning_loss(
+    target: tuple[Float32, Bool], logprob: Tensor, entropy: Tensor
+) -> tuple[Tensor, Report]:
+    """The weighted negative log-likelihood of a micro-batch's tokens, all [n]; a `Loss`.
+
+    `target` is the weight of each token, and whether it is an action's.
+    """
+    weights, action = (on_device(column.astype(np.float32), logprob.device) for column in target)
     sums = {"loss/action": -(action * logprob.detach()).sum(), "loss/action_tokens": action.sum()}
     return -(weights * logprob).sum(), Report(sums)
+
+
+def whole(batch: MicroBatch) -> tuple[Float32, Bool]:
+    """The target of `cloning_loss` if all tokens of `batch` are an action's."""
+    count = int(batch.lengths.sum())
+    return np.ones(count, np.float32), np.ones(count, np.bool_)
+
+
+def _target(steps: Sequence[ClonedStep]) -> tuple[Float32, Bool]:
+    return np.concatenate([s.weight for s in steps]), np.concatenate([s.action for s in steps])
 
 
 def _fit(cfg: Config, learner: Learner, steps: Sequence[ClonedStep], layout: Layout) -> None:
@@ -90,8 +105,8 @@ def _fit(cfg: Config, learner: Learner, steps: Sequence[ClonedStep], layout: Lay
                 queue = np.concatenate([queue, rng.permutation(len(steps))])
             chosen, queue = queue[:size], queue[size:]
             batches = learner.pack(steps, chosen)
-            weighted = [(batch, np.concatenate([steps[r].weight for r in batch.rows])) for batch in batches]
-            stats = learner.update(weighted, cloning_loss, progress=update / max(updates - 1, 1))
+            targets = [(batch, _target([steps[row] for row in batch.rows])) for batch in batches]
+            stats = learner.update(targets, cloning_loss, progress=update / max(updates - 1, 1))
             if writer and (update % _LOG_EVERY == 0 or update == updates - 1):
                 metrics = stats.losses | stats.means
                 # Per action token, whatever the tokens of prompts weigh.

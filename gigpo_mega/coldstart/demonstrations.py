@@ -18,7 +18,7 @@ from gigpo_mega.rollout.prompt import PromptBuilder
 from gigpo_mega.rollout.tokenizer import Tokenizer
 from gigpo_mega.tasks import TaskStream, load_tasks
 from gigpo_mega.telemetry.progress import stage
-from gigpo_mega.types import Float32, Int32
+from gigpo_mega.types import Bool, Float32, Int32
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class ClonedStep:
     prompt_ids: Int32  # [P]
     response_ids: Int32  # [R] what is cloned; with a prompt weight all of the prompt but its first token too
     weight: Float32  # [R] of each token's log-likelihood; 1 for the action's
+    action: Bool  # [R] whether it is the action's, not the prompt's
 
     @classmethod
     def of(cls, prompt: list[int], action: list[int], prompt_weight: float) -> ClonedStep:
@@ -36,7 +37,8 @@ class ClonedStep:
         ids = np.array([*prompt, *action], dtype=np.int32)
         weight = np.full(len(ids) - start, prompt_weight, dtype=np.float32)
         weight[-len(action) :] = 1.0
-        return cls(ids[:start], ids[start:], weight)
+        said = np.arange(start, len(ids)) >= len(prompt)
+        return cls(ids[:start], ids[start:], weight, said)
 
 
 def demonstrate(cfg: Config) -> tuple[Demonstration, ...]:

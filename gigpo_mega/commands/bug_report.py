@@ -24,13 +24,15 @@ PACKAGES = ("torch", "triton", "megatron-core", "sglang", "transformers", "token
 VARIABLES = ("CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "PYTHONPATH",
              "TRITON_INTERPRET", "WANDB_MODE", "WORLD_SIZE")  # fmt: skip
 LINES = 40
-_NAME = r"[\w-]*(?:api[_-]?key|token|secret|passw(?:or)?d|credential)s?['\"]?"
+_NAME = r"[\w-]*(?:[_-]key|apikey|token|secret|passw(?:or)?d|passphrase|credential)s?['\"]?"
+_LINE = re.compile(rf"^(\s*(?:- )?{_NAME}: +)[^\s'\"].*$", re.IGNORECASE | re.MULTILINE)  # bare words of YAML
 _SECRET = re.compile(
-    rf"((?:{_NAME}\s*[:=]\s*|--{_NAME}[\s,=]+(?:- )?)['\"]?)([^\s,'\"}}\]]+)", re.IGNORECASE
+    rf"({_NAME}\s*[:=]\s*|--{_NAME}[\s,=]+(?:- )?)" + r"""(?:"(?:[^"\\]|\\.)*"|'[^']*'|[^\s,'"}\]]+)""",
+    re.IGNORECASE,
 )  # `name: value`, `--name value`, and both in lists
 _PREFIXED = re.compile(r"\b(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[bp]-|AKIA|wandb_v1_)[\w-]{8,}")
-_BEARER = re.compile(r"(?i)(bearer\s+)[\w.~+/-]{8,}=*")
-_IN_URL = re.compile(r"(\w+://)[^/\s:@]*:[^/\s@]+@")
+_BEARER = re.compile(r"(?i)((?:bearer|authorization['\"]?\s*[:=]\s*['\"]?\w+)\s+)[\w.~+/-]{8,}=*")
+_IN_URL = re.compile(r"(\w+://)[^/\s]+@")
 _COUNT = re.compile(r"(?i)[\w-]*tokens['\"]?\W+(?:\d[\d.e+-]*|null|auto)")  # max_total_tokens: 8192
 
 
@@ -51,10 +53,11 @@ def redacted(text: str) -> str:
     """`text` without what looks like a secret, and without the names of this person's home and host."""
 
     def hidden(found: re.Match[str]) -> str:
-        return found[0] if _COUNT.fullmatch(found[0]) else f"{found[1]}***"
+        quote = found[0][-1] if found[0][-1] in "'\"" else ""
+        return found[0] if _COUNT.match(found[0]) else f"{found[1]}{quote}***{quote}"
 
-    text = _IN_URL.sub(r"\1***@", text)
-    text = _BEARER.sub(r"\1***", _SECRET.sub(hidden, _PREFIXED.sub("***", text)))
+    text = _BEARER.sub(r"\1***", _IN_URL.sub(r"\1***@", _PREFIXED.sub("***", text)))
+    text = _SECRET.sub(hidden, _LINE.sub(hidden, text))
     home, host = str(Path.home()), socket.gethostname()
     text = text if len(home) < 2 else re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
     return re.sub(rf"(?<![\w.-]){re.escape(host)}(?![\w-])", "HOST", text)

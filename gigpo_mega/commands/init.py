@@ -38,7 +38,10 @@ def write(name: str) -> None:
         raise UserError(f"{name} exists already; choose another name")
     if find_spec(name) is not None:
         raise UserError(f"{name} is an installed module, which would come before yours; choose another name")
-    folder.mkdir()
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise UserError(f"{name} cannot be made here: {error.strerror}; go to a folder of yours") from None
     for template in sorted(STARTER.glob("*.*")):
         text = template.read_text(encoding="utf-8").replace("NAME", name)
         (folder / template.name.replace("NAME", name)).write_text(text, encoding="utf-8")

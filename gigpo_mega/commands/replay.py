@@ -32,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def replay(source: Path, output: Path, overrides: Sequence[str]) -> None:
     """Train into `output` from the run in `source`; raises UserError unless it has all groups."""
     if not (source / "config.yaml").exists():
-        raise UserError(f"{source} is not a run folder: it has no config.yaml")
+        raise UserError(f"{source} is not a run folder: it has no config.yaml; RUN stands before fields")
+    if output.resolve() == source.resolve():
+        raise UserError(f"--output {output} is the run itself, which stays as it is; choose another folder")
     arguments = [str(source / "config.yaml"), *_AFRESH, *overrides, "--output", str(output)]
     cfg, journal = load_config(arguments, PROGRAM), Journal(source / "groups")
     check_recorded(source, journal, cfg.iterations)

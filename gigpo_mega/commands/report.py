@@ -10,6 +10,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from gigpo_mega.errors import UserError
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the report; raises UserError if a folder holds neither metrics nor an evaluation."""
@@ -21,4 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from gigpo_mega.telemetry.report.build import write_report
     from gigpo_mega.telemetry.report.comparison import write_comparison
 
-    print(write_comparison(options.run, options.other) if options.other else write_report(options.run))
+    try:
+        print(write_comparison(options.run, options.other) if options.other else write_report(options.run))
+    except OSError as error:
+        raise UserError(f"the report cannot be written into {options.run}: {error.strerror}") from None

@@ -11,10 +11,11 @@ from functools import partial
 
 from gigpo_mega.config import Config
 from gigpo_mega.config.load import load_config
+from gigpo_mega.errors import UserError
 from gigpo_mega.evaluate import playing
 from gigpo_mega.preflight import check_folder
 from gigpo_mega.rollout.quota import Quota
-from gigpo_mega.run.output import check_resume, lock, open_output
+from gigpo_mega.run.output import check_resume, lock, open_output, trained
 from gigpo_mega.storage.journal import Journal
 from gigpo_mega.tasks import TaskStream
 from gigpo_mega.trace.text import overview
@@ -33,10 +34,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def collect(cfg: Config) -> None:
     """Play what `cfg.output` lacks of `cfg.iterations` iterations, and print a line for each.
 
-    Raises UserError if the folder holds a run or a collection that is not to be resumed.
+    Raises UserError if the folder holds a collection that is not to be resumed, or a run that trains.
     """
     journal, rollout = Journal(cfg.output / "groups"), cfg.rollout
     check_folder("output", cfg.output)
+    if trained(cfg.output):
+        raise UserError(
+            f"output: {cfg.output} is the folder of a run that trains, whose groups and evaluations would no "
+            "longer fit; choose another output"
+        )
     with lock(cfg.output):
         _, changed = check_resume(cfg)
         # More iterations are of the same policy; in a run they would change the learning rate.

@@ -39,13 +39,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups = run.groups(iteration)
     at = _chosen(iteration, groups, options.group, options.task)
     if at is None:
-        if options.html or options.episode is not None:
-            raise UserError("--html and --episode are of one group; name it by --group or --task")
+        if options.html or options.episode is not None or options.prompts:
+            raise UserError("--html, --episode and --prompts are of one group; name it by --group or --task")
         print(text.overview(iteration, groups, run.journal.has(iteration)))
         return
+    if options.prompts and options.episode is None:
+        raise UserError("--prompts shows those of one episode; name it by --episode")
     traced = run.traced(iteration, at)
     if options.html:
-        replace_text(options.html, page.render(traced))
+        try:
+            replace_text(options.html, page.render(traced))
+        except OSError as error:
+            raise UserError(f"--html {options.html} cannot be written: {error.strerror}") from None
         print(options.html)
     elif options.episode is None:
         print(text.group_text(traced))
@@ -57,9 +62,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def follow(run: RecordedRun, interval: float) -> Iterator[tuple[int, int, Group]]:
     """(iteration, number, group) of every group of a run, as it is finished; ends with the run's last."""
-    last, seen = run.config(0).iterations - 1, set[tuple[int, int]]()
+    seen = set[tuple[int, int]]()
     while True:
-        complete = last < 0 or run.journal.has(last)  # asked first: a group finished since is seen below
+        complete = run.finished()  # asked first: a group finished since is seen below
         for iteration in run.journal.iterations():
             for at in run.journal.numbers(iteration):
                 if (iteration, at) not in seen:

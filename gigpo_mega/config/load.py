@@ -199,9 +199,11 @@ def _operand(path: str, rest: list[str]) -> str:
 
 
 def _literal(path: str, text: str) -> Any:
-    """A flag's text as a YAML value; a field that takes text gets it as it stands, null if it takes that."""
+    """A flag's text as a YAML value; a field that takes text gets it as it stands, null or a list if it takes
+    that."""
     item = FIELDS.get(path)
-    if item is not None and not {str, Path}.isdisjoint(item.accepts):
+    listed = item is not None and text.startswith("[") and any(get_origin(k) is list for k in item.accepts)
+    if item is not None and not listed and not {str, Path}.isdisjoint(item.accepts):
         null = text in ("", "~", "null", "Null", "NULL") and type(None) in item.accepts
         return None if null else text
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
@@ -194,6 +195,8 @@ class EngineConfig:
         sized = [word for word in self.arguments if word.partition("=")[0] in _TENSOR_FLAGS]
         require(not sized, f"engine.arguments {sized} set a server's GPUs; use engine.tensor")
         require(self.url is None or bool(self.urls), "engine.url names no server; set it to null")
+        for url in self.urls:
+            require(_is_address(url), f"engine.url {url!r} is no address such as http://gpu07:30000")
         for name in ("startup_timeout", "request_timeout", "stall_timeout"):
             value = getattr(self, name)
             require(value is None or value > 0, f"engine.{name} must be > 0 seconds, got {value}")
@@ -275,3 +278,12 @@ class EvaluationConfig:
         at_least(1, "evaluation", self, "episodes")
         at_least(0, "evaluation", self, "every", "temperature")
         return self
+
+
+def _is_address(url: str) -> bool:
+    """Whether it has the parts of a server's URL."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

@@ -32,8 +32,6 @@ class ParallelConfig:
     """Gather the distributed optimizer's parameters while the next forward pass goes on."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Activations computed again in the backward pass: attention's core (selective), or all of a layer."""
-    offload_optimizer: float = 0.0
-    """Fraction of the optimizer's state, and of its work, that the CPU takes off a GPU."""
     timeout: float = 1800.0
     """Seconds that a rank waits in a collective for another, which is then taken for dead. Rollouts and the
     engine's start-up may take longer: ranks wait for the leader as long as it gives signs of life."""
@@ -58,10 +56,6 @@ class ParallelConfig:
             not self.overlap_param_gather or (self.distributed_optimizer and self.overlap_grad_reduce),
             "parallel.overlap_param_gather needs parallel.distributed_optimizer and "
             "parallel.overlap_grad_reduce",
-        )
-        require(
-            0 <= self.offload_optimizer <= 1,
-            f"parallel.offload_optimizer must be in [0, 1], got {self.offload_optimizer}",
         )
         return self
 

@@ -100,9 +100,10 @@ def _variant(runs: Sequence[Record]) -> dict[str, Any]:
         scores = np.array([score(record, kind) for record in runs])
         interval = asdict(mean_interval(scores))
         found[kind] = {**interval, "deviation": deviation(scores.tolist()), "scores": scores.tolist()}
+    kinds = [record["after"]["kinds"] for record in runs]
     found["kinds"] = {
-        kind: _mean([record["after"]["kinds"][kind]["success"] for record in runs])
-        for kind in runs[0]["after"]["kinds"]
+        kind: _mean([of[kind]["success"] for of in kinds if kind in of])
+        for kind in dict.fromkeys(kind for of in kinds for kind in of)
     }
     found["mechanism"] = {metric: _ends(curve(runs, metric)) for metric in MECHANISM}
     return found

@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import field, fields
+from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,13 +15,14 @@ from pydantic.dataclasses import dataclass
 
 from gigpo_mega.config import Config, recipes
 from gigpo_mega.config.checks import STRICT, require
-from gigpo_mega.config.core_yaml import read
+from gigpo_mega.config.core_yaml import leaves, read
 from gigpo_mega.config.load import complaints, load_config
 from gigpo_mega.errors import ConfigError
 
 Settings = dict[str, Any]  # a field's path, e.g. advantage.gamma, and its value
 
 _OF_THE_COLDSTART = ("environment.", "prompt.", "rollout.max_", "coldstart.", "scratch.")
+_OF_THE_RUNNER = {"seed", "output", "resume"}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -53,6 +54,7 @@ class Spec:
         require(bool(self.seeds), "seeds is empty; name at least one")
         require(len(set(self.seeds)) == len(self.seeds), f"seeds {self.seeds} names one twice")
         require(min(self.seeds) >= 0, f"seeds must be >= 0, got {min(self.seeds)}")
+        require(max(self.seeds) < 2**32, f"seeds must be < 2^32, got {max(self.seeds)}")
         require(self.seeds_per_coldstart >= 1, "seeds_per_coldstart must be >= 1")
         require(min(self.power_for, default=2) >= 2, f"power_for {self.power_for}: numbers of seeds, from 2")
         require(bool(self.variants), "variants is empty; name at least one")
@@ -61,7 +63,10 @@ class Spec:
             require(legal, f"variants: {name!r} must be a word of a-z, 0-9 and _ other than {COLDSTART}")
         for name in self.references:
             require(name in self.variants, f"references: {name!r} is none of the variants")
-        pair = len(self.main) == 2 and self.main[0] in self.variants and self.main[1] in self.references
+        for where, settings in {"settings": self.settings, **self.variants}.items():
+            for name in _OF_THE_RUNNER & settings.keys():
+                raise ValueError(f"{where}: {name} is set for each run by the experiment; leave it out")
+        pair = len({*self.main}) == 2 and self.main[0] in self.variants and self.main[1] in self.references
         require(not self.main or pair, f"main {self.main}: name a variant and the reference it is held to")
         return self
 
@@ -129,6 +134,8 @@ def load_spec(file: Path) -> Spec:
             cfg = spec.config(variant)
         except ConfigError as error:
             raise ConfigError(f"{file}: variants.{variant}: {error}") from None
+        if cfg.iterations < 1:
+            raise ConfigError(f"{file}: variants.{variant}: iterations is {cfg.iterations}; a run needs one")
         if spec.coldstart is not None and cfg.model != spec.config().model:
             raise ConfigError(f"{file}: variants.{variant} sets model, but runs of a seed share a cold start")
     return spec
@@ -146,6 +153,8 @@ def _read_spec(file: Path) -> Spec:
         if name not in values:
             raise ConfigError(f"{file}: {name} is missing; docs/experiments.md has an example")
     try:
-        return TypeAdapter(Spec).validate_json(json.dumps({"settings": {}, **values}), strict=True)
+        found = TypeAdapter(Spec).validate_json(json.dumps({"settings": {}, **values}), strict=True)
     except ValidationError as error:
         raise ConfigError(f"{file}: {complaints(error, {})}") from None
+    variants = {name: dict(leaves(settings)) for name, settings in found.variants.items()}
+    return replace(found, settings=dict(leaves(found.settings)), variants=variants)

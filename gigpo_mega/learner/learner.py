@@ -387,6 +387,4 @@ def _optimizer_config(cfg: Config) -> MegatronOptimizerConfig:
         params_dtype=getattr(torch, cfg.model.dtype),
         use_distributed_optimizer=cfg.parallel.distributed_optimizer,
         overlap_param_gather=cfg.parallel.overlap_param_gather,
-        optimizer_cpu_offload=cfg.parallel.offload_optimizer > 0,
-        optimizer_offload_fraction=cfg.parallel.offload_optimizer,
     )

@@ -15,7 +15,6 @@ from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
-from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
@@ -47,12 +46,6 @@ def sharded(optimizer: DistributedOptimizer, model: dict[str, Any]) -> dict[str,
                     piece = _piece(part, f"optimizer.state.{name}", states[name], first, box)
                     found[f"{piece.key} at {piece.global_offset}"] = piece
     return found
-
-
-def restored(optimizer: DistributedOptimizer) -> None:
-    """To be called after `sharded` tensors were loaded into."""
-    if isinstance(optimizer.optimizer, HybridDeviceOptimizer):
-        optimizer.optimizer._sync_hdo_state_to_sub_optimizers()
 
 
 def boxes(shape: tuple[int, ...], start: int, end: int) -> Iterator[Box]:

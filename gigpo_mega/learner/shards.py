@@ -116,12 +116,9 @@ def size(learner: Learner) -> int:
 def read(learner: Learner, folder: Path, optimizer_steps: float | None) -> None:
     """Restore weights and optimizer, from files of this layout or any other."""
     _fill_moments(learner)
-    distributed = _distributed(learner)
     loaded = cast(dict[str, Any], dist_checkpointing.load(_sharded(learner, loading=True), str(folder)))
     for i, chunk in enumerate(learner.policy):
         chunk.load_state_dict(loaded[f"model{i}"])
-    if distributed is not None:
-        optimizer_state.restored(distributed)
     learner.optimizer.load_state_dict(loaded["optimizer"])
     learner.apply_optimizer_settings()  # the checkpoint brought its own
     if torch_adam.USED:

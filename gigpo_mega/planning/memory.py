@@ -97,7 +97,7 @@ def stored(shape: ModelShape, cfg: Config, stage: int, replicas: int) -> tuple[f
     base = float(parameters(shape, cfg.parallel, stage) * width(cfg))
     copies = FLOAT32 if cfg.model.dtype == "bfloat16" else 0
     shards = replicas if cfg.parallel.distributed_optimizer else 1
-    optimizer = count * (copies + 2 * FLOAT32) / shards * (1 - cfg.parallel.offload_optimizer)
+    optimizer = count * (copies + 2 * FLOAT32) / shards
     weights = base + adapters(shape, cfg) * width(cfg)
     reference = base if cfg.objective.kl_coef and not cfg.lora.rank else 0.0
     return weights, float(count * FLOAT32), optimizer, reference

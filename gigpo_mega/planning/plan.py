@@ -148,7 +148,6 @@ def changes(cfg: Config, cluster: Cluster) -> Iterator[dict[str, Any]]:
     yield {"parallel.distributed_optimizer": True}
     yield {"parallel.sequence_parallel": True}
     yield {"parallel.recompute": "full"}
-    yield {"parallel.offload_optimizer": 1.0}
     budget = cfg.batch.microbatch_tokens
     while budget // 2 >= longest_row(cfg):
         budget //= 2

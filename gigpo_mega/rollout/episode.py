@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -66,7 +67,7 @@ class Player:
             if transition.done or limit:
                 # Success counts in the last step only: whatever was reached before may be lost again.
                 ended_by = "success" if transition.success else "limit" if limit else "failure"
-                score = sum(step.reward for step in steps)
+                score = math.fsum(step.reward for step in steps)  # whatever their order
                 return Trajectory(task, tuple(steps), score, transition.success, ended_by)
             if not goes_on:
                 return None

@@ -100,9 +100,13 @@ def check_resume(cfg: Config) -> tuple[bool, list[Change]]:
 
 def holds_run(output: Path) -> bool:
     """Whether there is anything in `output` that a run has done; a start that failed leaves nothing."""
+    return trained(output) or any(output.glob("groups/[0-9]*"))
+
+
+def trained(output: Path) -> bool:
+    """Whether a run in `output` has done more than play."""
     metrics = output / "metrics.jsonl"
-    patterns = ("evaluation_*.json", "groups/[0-9]*", "checkpoints/iteration_*")
-    if any(found for pattern in patterns for found in output.glob(pattern)):
+    if any(found for name in ("evaluation_*.json", "checkpoints/iteration_*") for found in output.glob(name)):
         return True
     return metrics.exists() and metrics.stat().st_size > 0
 

@@ -18,6 +18,7 @@ from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.quota import learned_from
 from gigpo_mega.rollout.tokenizer import Tokenizer
 from gigpo_mega.storage.journal import Journal
+from gigpo_mega.telemetry.metrics import read_rows
 from gigpo_mega.types import Advantages, Bool, Float32, Group, RowTable, Step, Trajectory
 
 FAR = 0.1  # nats between the learner's log-prob and the engine's that are pointed out: a tenth of the token's
@@ -93,6 +94,12 @@ class RecordedRun:
         until = min((start for start in earlier if start > iteration), default=None)
         path = self.folder / "config.yaml" if until is None else earlier[until]
         return load_config([str(path)], "gigpo-mega train")
+
+    def finished(self) -> bool:
+        """Whether its last iteration is complete, by its present configuration; its groups may be dropped."""
+        last = load_config([str(self.folder / "config.yaml")], "gigpo-mega train").iterations - 1
+        rows = read_rows(self.folder / "metrics.jsonl")
+        return self.journal.has(last) or max((row["iteration"] for row in rows), default=-1) >= last
 
     def newest(self) -> int:
         """The newest iteration that is complete, or else begun; raises UserError if there are no groups."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from difflib import SequenceMatcher
 from random import Random
 
@@ -12,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gigpo_mega.algorithms import similarity
+from gigpo_mega.algorithms.advantage import estimate
 from gigpo_mega.algorithms.anchors import similar_groups
 from gigpo_mega.algorithms.similarity import Text, is_similar, least_matches
+from gigpo_mega.config import AdvantageConfig
+from tests.algorithms.tables import episode, table, take
 from tools.bench.similarity import make_texts, plain_groups
 
 
@@ -105,3 +109,13 @@ def test_search_results_are_grouped_as_by_difflib_in_a_fifth_of_its_time() -> No
     start = time.process_time()
     assert found.tolist() == plain_groups(texts, group)
     assert fast < (time.process_time() - start) / 5
+
+
+def test_no_rows_need_no_texts() -> None:
+    """An iteration whose groups were all replaced has none; rows without texts are refused."""
+    rows, cfg = table([episode(0, 0.0, 1.0)]), AdvantageConfig(similarity=0.9)
+    none = take(rows, np.zeros(0, dtype=np.int64))
+    assert len(estimate(none, cfg).total) == 0
+    silent = replace(rows, steps=tuple(replace(step, observation="") for step in rows.steps))
+    with pytest.raises(ValueError, match="no step has one"):
+        estimate(silent, cfg)

@@ -90,3 +90,10 @@ def test_an_iteration_without_a_complete_group_does_not_count():
 def test_a_mean_curve_is_of_the_seeds_that_have_a_value():
     values = np.array([[1.0, np.nan, np.nan], [3.0, 4.0, np.nan]])
     assert mean_curve(values) == pytest.approx([2.0, 4.0, np.nan], nan_ok=True)
+
+
+def test_runs_may_have_played_other_kinds_of_tasks():
+    records = [record("gigpo", 1, 0.5, [0.5]), record("gigpo", 2, 0.7, [0.5]), record("grpo", 1, 0.5, [0.5])]
+    records[1]["after"]["kinds"] = {"pick": {"success": 0.9}}
+    kinds = analyze(SPEC, records)["variants"]["gigpo"]["kinds"]
+    assert kinds == pytest.approx({"look": 0.25, "pick": 0.9})

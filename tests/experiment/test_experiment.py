@@ -290,6 +290,11 @@ def test_runs_of_several_commits_are_shown_as_such(spec: Path):
         ("  gigpo:", "  coldstart:", "'coldstart' must be a word"),
         ("{iterations: 4", "{coldstart.game: 4, iterations: 4", "coldstart: unknown key coldstart.game"),
         ("{advantage.gamma: 0.9}", "{model.dtype: bfloat16}", "variants.gigpo sets model"),
+        ("{advantage.gamma: 0.9}", "{seed: 7}", "gigpo: seed is set for each run by the experiment"),
+        ("{iterations: 4", "{output: x, iterations: 4", "settings: output is set for each run"),
+        ("{iterations: 4", "{iterations: 0", "variants.gigpo: iterations is 0; a run needs one"),
+        ("[1, 2, 3]", "[1, 4294967296]", "seeds must be < 2^32, got 4294967296"),
+        ("[gigpo, grpo]", "[grpo, grpo]", "main ['grpo', 'grpo']: name a variant and the reference"),
     ],
 )
 def test_a_spec_that_cannot_run_is_refused_in_one_line(spec: Path, old: str, new: str, said: str):
@@ -298,6 +303,15 @@ def test_a_spec_that_cannot_run_is_refused_in_one_line(spec: Path, old: str, new
         load_spec(spec)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_in_sections_are_those_of_the_cold_start_too(spec: Path):
+    """They used to be left out of it: it was cloned with other limits than the runs had."""
+    nested = "{environment: {max_steps: 9}, iterations: 4,"
+    spec.write_text(spec.read_text().replace("{iterations: 4,", nested))
+    found = load_spec(spec)
+    assert [found.config(name).environment.max_steps for name in ("coldstart", "gigpo")] == [9, 9]
+    assert found.settings["environment.max_steps"] == 9
 
 
 def keep_records(spec: Path, *seeds: int) -> None:

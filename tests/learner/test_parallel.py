@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
-from gigpo_mega.config import Config, ModelConfig, OptimizerConfig, ParallelConfig
+from gigpo_mega.config import Config, ModelConfig, ParallelConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.learner import context
 from gigpo_mega.learner.layers import CausalAttention
-from gigpo_mega.learner.learner import _optimizer_config
 from gigpo_mega.learner.model import transformer_config
 from gigpo_mega.shape import ModelShape, check_world
 
@@ -75,7 +74,6 @@ def test_ranks_of_an_engine_must_divide_the_model(tensor: int, message: str) -> 
             {"overlap_param_gather": True},
             "parallel.overlap_param_gather needs parallel.distributed_optimizer",
         ),
-        ({"offload_optimizer": 1.5}, r"parallel.offload_optimizer must be in \[0, 1\], got 1.5"),
     ],
 )
 def test_options_that_exclude_each_other(changes: dict[str, object], message: str) -> None:
@@ -85,8 +83,7 @@ def test_options_that_exclude_each_other(changes: dict[str, object], message: st
 
 def test_options_reach_megatron() -> None:
     layout = ParallelConfig(
-        tensor=2, pipeline=2, virtual_pipeline=7, context=2, sequence_parallel=True, recompute="full",
-        offload_optimizer=0.75,
+        tensor=2, pipeline=2, virtual_pipeline=7, context=2, sequence_parallel=True, recompute="full"
     )  # fmt: skip
     found = transformer_config(QWEN_1_5B, Config(model=ModelConfig(dtype="bfloat16"), parallel=layout))
     assert (found.tensor_model_parallel_size, found.pipeline_model_parallel_size) == (2, 2)
@@ -95,9 +92,6 @@ def test_options_reach_megatron() -> None:
     assert (found.recompute_granularity, found.recompute_method) == ("full", "uniform")
     assert found.recompute_num_layers == 1
     assert found.params_dtype == found.pipeline_dtype == torch.bfloat16
-    optimizer = _optimizer_config(Config(parallel=layout, optimizer=OptimizerConfig()))
-    assert optimizer.optimizer_cpu_offload
-    assert optimizer.optimizer_offload_fraction == 0.75
     selective = transformer_config(QWEN_1_5B, Config(parallel=ParallelConfig(recompute="selective")))
     assert selective.recompute_granularity == "selective"
     assert selective.recompute_modules == ["core_attn"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gigpo_mega.coldstart.clone import cloning_loss
+from gigpo_mega.coldstart.clone import cloning_loss, whole
 from gigpo_mega.config import CheckpointConfig, Config
 from gigpo_mega.errors import UserError
 from gigpo_mega.learner import update
@@ -237,7 +237,7 @@ def test_the_entropy_has_a_gradient_only_if_it_counts(
 def test_cloning_computes_no_gradient_of_the_entropy(place: ranks.Place, entropy_slopes: list[bool]) -> None:
     learner = ranks.learner(replace(place, cfg=ranks.config()))
     batches = learner.pack(random_steps(ranks.ROWS), np.arange(ranks.ROWS))
-    learner.update([(b, np.ones(int(b.lengths.sum()), np.float32)) for b in batches], cloning_loss)
+    learner.update([(b, whole(b)) for b in batches], cloning_loss)
     assert set(entropy_slopes) == {False}
 
 
@@ -371,7 +371,7 @@ def test_a_resumed_run_uses_the_optimizer_settings_of_its_configuration(
     Checkpoints(tmp_path, CheckpointConfig()).load(resumed, 1)
     assert resumed.updates == 3
     batches = resumed.pack(random_steps(ranks.ROWS), np.arange(ranks.ROWS))
-    stats = resumed.update([(b, np.ones(int(b.lengths.sum()), np.float32)) for b in batches], cloning_loss)
+    stats = resumed.update([(b, whole(b)) for b in batches], cloning_loss)
     used = resumed.optimizer.param_groups[0]
     assert stats.lr == pytest.approx(used["lr"], abs=0)
     for name, value in expected.items():

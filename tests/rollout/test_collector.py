@@ -225,6 +225,16 @@ def test_a_score_is_the_sum_of_all_rewards_and_says_nothing_of_success(
     assert (won.score, won.success, won.ended_by) == (-0.5, True, "success")
 
 
+def test_scores_of_equal_rewards_are_equal_in_whatever_order_these_came(
+    collector: Callable[..., Collector],
+) -> None:
+    """Added one after the other they differ in the last bit, and their group counted as one that differs."""
+    one, other = (0.1, 0.2, 0.3), (0.3, 0.2, 0.1)
+    assert sum(one) != sum(other)
+    scores = [played(collector, FakePool(of, ends_at=3, success=False)).score for of in (one, other)]
+    assert scores[0] == scores[1]
+
+
 @pytest.mark.parametrize(("success", "ended_by"), [(False, "limit"), (True, "success")])
 def test_an_environment_that_ends_in_the_last_step_allowed_ran_into_the_limit_unless_it_was_won(
     collector: Callable[..., Collector], success: bool, ended_by: str

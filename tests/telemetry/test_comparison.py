@@ -93,3 +93,12 @@ def test_a_folder_without_a_run_is_refused(runs: tuple[Path, Path], tmp_path: Pa
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty is not a run folder"):
         write_comparison(runs[0], tmp_path / "empty")
+
+
+def test_a_headline_is_of_the_run_that_was_evaluated(runs: tuple[Path, Path]) -> None:
+    """The second run's panel used to stand under the first one's name."""
+    for record in runs[0].glob("evaluation_*.json"):
+        record.unlink()
+    text = write_comparison(*runs).read_text()
+    assert re.findall(r"<b>(.*?)</b>", text) == ["50.0%"]
+    assert "second, held-out at iteration 4" in text

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from gigpo_mega.commands import report
 from gigpo_mega.errors import UserError
 from gigpo_mega.telemetry.report.build import write_report
 from gigpo_mega.telemetry.report.curve import plot_seeds, reference
@@ -217,6 +218,12 @@ def test_tool_rebuilds_the_report_or_says_why_not(run_folder: Path, tmp_path_fac
     assert bad.returncode == 2
     assert bad.stderr.splitlines() == [
         f"error: {empty} is not a run folder: it has neither metrics.jsonl nor evaluation_*.json"]
+
+
+def test_a_report_that_cannot_be_written_is_one_line(run_folder: Path):
+    (run_folder / "report.html").mkdir()
+    with pytest.raises(UserError, match=f"^the report cannot be written into {run_folder}: "):
+        report.main([str(run_folder)])
 
 
 def test_smooth_is_a_centered_mean_that_leaves_out_missing_values():

@@ -301,6 +301,24 @@ def test_a_run_that_has_nothing_left_to_follow_ends(run: Path, tmp_path: Path) -
     assert len(list(trace.follow(RecordedRun(run), 1))) == 4
 
 
+def test_a_run_whose_groups_were_dropped_at_its_end_is_over(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With checkpoint.groups_gib 0, as in the quickstart, --follow used to wait for ever; and a run that was
+    extended was left at its old end."""
+    save_config(replace(config(tmp_path), iterations=1), run / "config.until_000001.yaml")
+    save_config(replace(config(tmp_path), iterations=9), run / "config.yaml")
+    rows, looks = run / "metrics.jsonl", list[float]()
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        rows.write_text("".join(f'{{"iteration": {6 + number}}}\n' for number in range(len(looks))))
+
+    monkeypatch.setattr("gigpo_mega.commands.trace.time.sleep", sleep)
+    assert len(list(trace.follow(RecordedRun(run), 1))) == 4
+    assert len(looks) == 3  # until iteration 8 has its row
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -309,6 +327,9 @@ def test_a_run_that_has_nothing_left_to_follow_ends(run: Path, tmp_path: Path) -
         (["--task", "c"], r"--task c: in iteration 0 no group is of it"),
         (["--group", 0, "--episode", 2], r"--episode 2: the group has 2, from 0 to 1$"),
         (["--html", "x.html"], r"name it by --group or --task$"),
+        (["--prompts"], r"name it by --group or --task$"),
+        (["--group", 0, "--prompts"], r"name it by --episode$"),
+        (["--group", 0, "--html", "/dev/null/x.html"], r"^--html /dev/null/x.html cannot be written: "),
     ],
 )
 def test_what_a_run_does_not_have_is_one_line(run: Path, arguments: list[object], message: str) -> None:

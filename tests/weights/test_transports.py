@@ -361,6 +361,9 @@ def test_all_members_of_a_host_leave_a_group_together(monkeypatch: pytest.Monkey
 
         def join(self) -> None: ...
 
+        def abort(self) -> None:
+            done.append("aborted")
+
         def close(self) -> None:
             done.append("closed")
 
@@ -385,3 +388,8 @@ def test_all_members_of_a_host_leave_a_group_together(monkeypatch: pytest.Monkey
     with broadcast.BroadcastTransport(receivers, 1)._joined():
         done.clear()
     assert done[:2] == ["closed", "/destroy_weights_update_group answered"]
+
+    done.clear()
+    with contextlib.suppress(PushError), broadcast.BroadcastTransport(receivers, 1)._joined():
+        raise PushError("a server is gone")
+    assert done[-2:] == ["aborted", "closed"]  # closed alone, NCCL would wait for a broadcast without a receiver

@@ -16,7 +16,7 @@ import torch
 from envs.dialogue import choose
 from envs.registry import lookup
 from gigpo_mega.batching import MicroBatch, Split, pack
-from gigpo_mega.coldstart.clone import cloning_loss
+from gigpo_mega.coldstart.clone import cloning_loss, whole
 from gigpo_mega.config import BatchConfig, Config
 from gigpo_mega.config.load import load_config
 from gigpo_mega.learner import layout as layouts
@@ -25,7 +25,7 @@ from gigpo_mega.rollout.prompt import PromptBuilder
 from gigpo_mega.rollout.tokenizer import Tokenizer
 from gigpo_mega.shape import ModelShape
 from gigpo_mega.telemetry.provenance import provenance
-from gigpo_mega.types import Float32, Int64, Step
+from gigpo_mega.types import Bool, Float32, Int64, Step
 from tools import smollm2
 
 COMMON: dict[str, Any] = {"family": "qwen2", "rope_theta": 1e6, "norm_epsilon": 1e-6, "max_positions": 8192,
@@ -89,10 +89,10 @@ def speed(steps: list[Step]) -> dict[str, float]:
     layout = layouts.initialize(Config().parallel, seed=0)
     learner = Learner(Config(), SMALL, layout)
     used = sum(len(s.prompt_ids) + len(s.response_ids) - 1 for s in steps)
-    batches: dict[str, list[tuple[MicroBatch, Float32]]] = {}
+    batches: dict[str, list[tuple[MicroBatch, tuple[Float32, Bool]]]] = {}
     for name in FORMS:
         packed = form(name, steps, np.arange(len(steps)), SMALL, Split())
-        batches[name] = [(batch, np.ones(batch.lengths.sum(), np.float32)) for batch in packed]
+        batches[name] = [(batch, whole(batch)) for batch in packed]
     seconds: dict[str, list[float]] = {name: [] for name in FORMS}
     for _ in range(ROUNDS):
         for name in FORMS:

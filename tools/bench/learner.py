@@ -11,6 +11,7 @@ import torch
 
 from gigpo_mega.config import BatchConfig, Config, KernelConfig, ModelConfig, ObjectiveConfig, WeightsConfig
 from gigpo_mega.learner import layout as layouts
+from gigpo_mega.learner.layout import Layout
 from gigpo_mega.learner.learner import Learner
 from gigpo_mega.learner.update import update_policy
 from gigpo_mega.planning.devices import DEVICES
@@ -18,6 +19,7 @@ from gigpo_mega.planning.shapes import find
 from gigpo_mega.shape import ModelShape
 from gigpo_mega.telemetry.provenance import device_name, provenance
 from gigpo_mega.types import Advantages, RowTable, Step
+from gigpo_mega.weights import live
 from kernels.bench.measure import extra_memory, roofline
 from kernels.logprob import LogprobBackend
 
@@ -32,7 +34,7 @@ class Work:
     microbatch: int  # tokens in a micro-batch at most
 
 
-CUDA_WORK, CPU_WORK = Work(64, 512, 512, 16384), Work(8, 48, 16, 256)
+CUDA_WORK, CPU_WORK = Work(64, 512, 512, 8192), Work(8, 48, 16, 256)
 
 
 def cpu_shape() -> ModelShape:
@@ -58,6 +60,31 @@ def table(work: Work, vocab: int) -> tuple[RowTable, Advantages]:
     total = rng.standard_normal(work.rows).astype(np.float32)
     rows = RowTable(index * 0, index, index * 0, zeros, zeros == 0, anchor, steps)
     return rows, Advantages(total, total, total * 0, index)
+
+
+def random_learner(cfg: Config, shape: ModelShape, layout: Layout) -> Learner:
+    """A learner with random weights, drawn where they lie: megatron draws on the CPU, 6 s per 1e9 weights."""
+    learner = Learner(cfg, shape, layout, empty=True)
+    draw = torch.Generator(layout.device).manual_seed(cfg.seed)
+    with torch.no_grad():
+        for place, parameter in live.parameters(learner.policy, shape):
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.02, generator=draw)
+            else:
+                parameter.fill_(all(name.endswith("norm.weight") for name in place.hf))
+    learner.refresh()
+    return learner
+
+
+def settings(work: Work, backend: LogprobBackend, cuda: bool) -> Config:
+    """One update with all rows, by a policy in the type that the device is for."""
+    return Config(
+        model=ModelConfig(dtype="bfloat16" if cuda else "float32"),
+        batch=BatchConfig(rows_per_update=None, microbatch_tokens=work.microbatch),
+        kernels=KernelConfig(backend=backend),
+        objective=ObjectiveConfig(kl_coef=0.0, old_logprob="engine"),
+        weights=WeightsConfig(max_logprob_gap=1e6),  # no engine sampled these rows
+    )
 
 
 def bench(
@@ -86,16 +113,9 @@ def bench(
 def measure(shape: ModelShape, work: Work, backend: LogprobBackend, updates: int) -> dict[str, Any]:
     """Seconds, tokens per second, operations per second and extra memory of `updates` policy updates."""
     cuda = torch.cuda.is_available()
-    cfg = Config(
-        model=ModelConfig(dtype="bfloat16" if cuda else "float32"),
-        batch=BatchConfig(rows_per_update=None, microbatch_tokens=work.microbatch),
-        kernels=KernelConfig(backend=backend),
-        objective=ObjectiveConfig(kl_coef=0.0, old_logprob="engine"),
-        weights=WeightsConfig(max_logprob_gap=1e6),  # no engine sampled these rows
-    )
-    torch.manual_seed(cfg.seed)
+    cfg = settings(work, backend, cuda)
     layout = layouts.initialize(cfg.parallel, cfg.seed)
-    learner = Learner(cfg, shape, layout)
+    learner = random_learner(cfg, shape, layout)
     rows, advantages = table(work, shape.vocab)
     taken: list[float] = []
 

@@ -19,7 +19,7 @@ from gigpo_mega.learner.learner import Learner
 from gigpo_mega.planning.shapes import find
 from gigpo_mega.shape import ModelShape
 from gigpo_mega.stack import Stack
-from tools.bench.learner import CPU_WORK, CUDA_WORK, Work, cpu_shape
+from tools.bench.learner import CPU_WORK, CUDA_WORK, Work, cpu_shape, random_learner
 
 
 class Wrong(UserError):
@@ -70,9 +70,7 @@ class Setup:
 
     def learner(self, layout: Layout, cfg: Config | None = None) -> Learner:
         """A learner with random weights, the same ones every time."""
-        cfg = cfg or self.config
-        torch.manual_seed(cfg.seed)
-        return Learner(cfg, self.shape, layout)
+        return random_learner(cfg or self.config, self.shape, layout)
 
     def describe(self, directory: Path) -> Path:
         """A Hugging Face directory of the policy without weights or tokenizer."""

@@ -112,11 +112,12 @@ def _origin(run: RunFolder, name: str) -> str:
 
 
 def _tiles(pair: Pair) -> Iterator[str]:
-    ends = [run.evaluations[-1] for run in pair.runs if run.evaluations]
-    for name, end in zip(pair.names, ends, strict=False):
+    named = zip(pair.names, pair.runs, strict=True)
+    ends = {name: run.evaluations[-1] for name, run in named if run.evaluations}
+    for name, end in ends.items():
         yield tile(percent(end["success"], 1), f"{name}, held-out at iteration {end['iteration']}")
     if len(ends) == 2:
-        points, error = gain(*ends)
+        points, error = gain(*ends.values())
         label = f"points of {pair.names[1]} over {pair.names[0]}, standard error {error:.1f}"
         yield tile(f"{points:+.1f}", label)
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import distributed_c10d
 
 from gigpo_mega.launch import address_towards
 from gigpo_mega.weights.transport import ceiling
@@ -97,6 +98,9 @@ class BroadcastTransport:
             leaving = self._receivers.start("/destroy_weights_update_group", {"group_name": group.name})
             group.close()  # NCCL wants all of a host to leave together
             leaving.answers()
+        except BaseException:
+            group.abort()
+            raise
         finally:
             group.close()
 
@@ -129,6 +133,12 @@ class _Group:
     def wait(self) -> None:
         """Wait until the bucket has gone."""
         self._attempt(self._wait)
+
+    def abort(self) -> None:
+        """Leave the group with a broadcast under way that may never end: NCCL would wait for it."""
+        if self._group is not None and self._backend == "nccl":
+            distributed_c10d._abort_process_group(self._group)
+            self._group = None
 
     def close(self) -> None:
         """Leave the group, and close its connections."""

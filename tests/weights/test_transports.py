@@ -392,4 +392,4 @@ def test_all_members_of_a_host_leave_a_group_together(monkeypatch: pytest.Monkey
     done.clear()
     with contextlib.suppress(PushError), broadcast.BroadcastTransport(receivers, 1)._joined():
         raise PushError("a server is gone")
-    assert done[-2:] == ["aborted", "closed"]  # closed alone, NCCL would wait for a broadcast without a receiver
+    assert done[-2:] == ["aborted", "closed"]  # NCCL would wait for a broadcast without a receiver

@@ -137,7 +137,7 @@ class EngineConfig:
     port: int | None = None
     """Port of a node's first launched server, the next ones follow; null picks free ones."""
     restarts: int = 3
-    """Times in a run that a server that died or hung is launched again."""
+    """Times in a run that each server is launched again if it dies or hangs."""
     stall_timeout: float = 120.0
     """Seconds without any answer after which a busy server must prove that it is alive."""
     startup_timeout: float | None = None

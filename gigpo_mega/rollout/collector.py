@@ -124,6 +124,7 @@ class _Intake:
         self._quota, self._meter = quota, meter
         self._running: list[Attempt] = []
         self._needed, self._spares = quota.needed, quota.spares
+        self._dropped = quota.needed if quota.dropped is None else quota.dropped
         self._following = next(quota.tasks, None)
         self._keeping = asyncio.Lock()
 
@@ -152,7 +153,7 @@ class _Intake:
             if attempt.failure is not None:
                 if self._following is None:
                     raise attempt.failure
-                self._meter.drop(attempt, limit=self._quota.needed)
+                self._meter.drop(attempt, self._dropped)
                 return False
             await asyncio.to_thread(self._quota.keep, attempt.number, group)
             self.finished[attempt.number] = group

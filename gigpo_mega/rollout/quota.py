@@ -19,14 +19,15 @@ class Quota:
     `ahead` groups more are played at the same time (below 0: fewer); what is under way when the last one
     counts is given up.
     A group that does not count makes room for the next task, up to `spares` of them; so does one that fails,
-    if there is a next task. Every complete group is given to `keep`, from one thread at a time, before it
-    counts.
+    if there is a next task, up to `dropped` of them (None: `needed`). Every complete group is given to
+    `keep`, from one thread at a time, before it counts.
     """
 
     needed: int
     tasks: Iterator[tuple[int, Task]]
     ahead: int = 0
     spares: int = 0
+    dropped: int | None = None
     counts: Callable[[Group], bool] = lambda group: True
     keep: Callable[[int, Group], None] = lambda number, group: None
 
@@ -66,6 +67,7 @@ class Quota:
             tasks=missing(tasks, begun),
             ahead=rollout.oversample + min(spares, 0),  # past the spares each such group has closed its place
             spares=max(spares, 0),
+            dropped=rollout.groups,
             counts=counts,
             keep=keep,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -56,8 +57,7 @@ class Leader(Recorder):
 
     def lost_engines(self) -> dict[str, str]:
         """Engines that serve no longer, each with the reason; those that do not answer now are lost, too."""
-        for url in self._urls:
-            self._reported_version(url)
+        self._reported_versions()
         return self._session.lost
 
     def readmit_engines(self, urls: Sequence[str]) -> None:
@@ -71,19 +71,18 @@ class Leader(Recorder):
 
     def _verify(self, version: int) -> None:
         """Raise PushError for an engine that has other weights than those of `version`."""
-        for url in self._urls:
-            reported = self._reported_version(url)
-            if url not in self._session.lost:
-                check_version(url, reported, version)
+        for url, reported in self._reported_versions().items():
+            check_version(url, reported, version)
 
-    def _reported_version(self, url: str) -> str | None:
-        if url in self._session.lost:
-            return None
-        try:
-            return weight_version(url)
-        except (OSError, ValueError) as error:
-            self._session.lose(url, f"{url}: {error}")
-            return None
+    def _reported_versions(self) -> dict[str, str | None]:
+        """Of the engines that serve, what each says that it has; those that do not answer are lost."""
+        serving = [url for url in self._urls if url not in self._session.lost]
+        with ThreadPoolExecutor(max(len(serving), 1)) as asking:  # one that is gone may take half a minute
+            found = dict(zip(serving, asking.map(_reported_version, serving), strict=True))
+        for url, reported in found.items():
+            if isinstance(reported, Exception):
+                self._session.lose(url, f"{url}: {reported}")
+        return {url: reported for url, reported in found.items() if not isinstance(reported, Exception)}
 
     def _sample(self, iteration: int) -> None:
         """Play what the journal lacks of `iteration`; each group is kept there when it is complete."""
@@ -141,3 +140,10 @@ class Leader(Recorder):
 
     def _evaluation(self, iteration: int) -> Path:
         return self._cfg.output / f"evaluation_{iteration:06d}.json"
+
+
+def _reported_version(url: str) -> str | Exception | None:
+    try:
+        return weight_version(url)
+    except (OSError, ValueError) as error:
+        return error

@@ -252,11 +252,11 @@ class Run:
     def _revive(self, lost: Mapping[str, str]) -> None:
         """Launch engines again, on whatever node; returns when they are healthy.
 
-        One that fails while it starts is started once more; UserError past `engine.restarts`. Those of
-        `engine.url` are waited for once.
+        One that fails while it starts is started once more, and only that; UserError past `engine.restarts`.
+        Those of `engine.url` are waited for once.
         """
         layout, engines = self.learner.layout, self._engines
-        reasons: dict[str, str] = dict(lost)
+        reasons, urls = dict(lost), list(lost)
         while reasons:
             if layout.leader:
                 for url, reason in reasons.items():
@@ -266,14 +266,14 @@ class Run:
             for of_node in on_nodes(layout, _relaunch, engines, list(reasons)):
                 moved |= of_node
             self._urls = [moved.get(url, url) for url in self._urls]
-            urls: list[str] = [moved.get(url, url) for url in reasons]
+            urls = [moved.get(url, url) for url in urls]
             try:
                 on_leader(layout, self._signals.interrupting, _wait, engines, urls)
                 reasons = {}
             except EngineLost as error:
                 if self._cfg.engine.urls:
                     raise UserError(f"{error}; start it, then --resume") from None
-                reasons = dict.fromkeys(urls, str(error))
+                reasons = {url: str(error) for url in urls if error.url in (url, None)}
 
     def _close_engines(self) -> None:
         if self._engines is not None:

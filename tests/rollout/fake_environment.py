@@ -35,6 +35,10 @@ class FakeCounter:
         time.sleep(self._delay)
         if action == "crash":
             os._exit(3)
+        if action == "leave a child":
+            if os.fork() == 0:
+                time.sleep(1000)
+            os._exit(3)
         if action == "raise":
             raise ZeroDivisionError("in the environment")
         self._count += action == "up"

@@ -23,6 +23,8 @@ class FakeServer:
         self.forget = False  # the next batch is never answered, though everything else is
         self.unanswered: set[str] = set()  # the names of requests that it holds
         self.aborted: list[str] = []
+        self.load: dict[str, int] = {}  # what it says besides
+        self.stages = 1
         self.cut = False
         self.served: set[Any] = set()  # connections; one that is used again is reset
         self.answer: dict[str, Any] = {}  # replaces parts of every answer
@@ -80,8 +82,13 @@ class FakeServer:
     async def loads(self, request: web.Request) -> web.Response:
         """As SGLang does of its schedulers: what it was asked for and has not answered."""
         del request
-        load = {"num_running_reqs": len(self.unanswered), "num_waiting_reqs": 0}
+        load = {"num_running_reqs": len(self.unanswered), "num_waiting_reqs": 0} | self.load
         return web.json_response({"loads": [load]})
+
+    async def info(self, request: web.Request) -> web.Response:
+        """How many pipeline stages it has."""
+        del request
+        return web.json_response({"pp_size": self.stages})
 
     async def healthy(self, request: web.Request) -> web.Response:
         """It always is."""
@@ -97,6 +104,7 @@ def talk(
         app.router.add_post("/generate", server.generate)
         app.router.add_post("/abort_request", server.abort)
         app.router.add_get("/v1/loads", server.loads)
+        app.router.add_get("/server_info", server.info)
         app.router.add_get("/health_generate", server.healthy)
         runner = web.AppRunner(app)
         await runner.setup()

@@ -304,3 +304,56 @@ def test_engines_that_are_near_serve_alone_while_one_of_them_does() -> None:
     asked = asyncio.run(main())
     assert asked[:4] == [1] * 4
     assert set(asked[4:]) == {0, 2}
+
+
+def test_a_request_of_an_engine_that_is_lost_and_serves_again_at_once_is_made_again() -> None:
+    """Its episode used to vanish: the cancellation was taken for the caller's."""
+
+    async def act(fleet: Fleet, engines: list[FakeEngine]) -> None:
+        engines[0].open.clear()
+        waiting = asyncio.create_task(ask(fleet, 0))
+        await asyncio.sleep(0.01)
+        fleet.lose(0, "it died")
+        fleet.readmit(0)
+        engines[0].open.set()
+        assert await waiting == 0
+        assert engines[0].asked == [0, 0]
+        assert fleet.members[0].forgotten == 0
+
+    run(2, act)
+
+
+def test_an_engine_that_is_slow_to_say_what_it_holds_does_not_hide_another_s_silence() -> None:
+    async def act(fleet: Fleet, engines: list[FakeEngine]) -> None:
+        async def never() -> int | None:
+            await asyncio.sleep(3600)
+            return None
+
+        engines[0].held = never
+        for engine in engines:
+            engine.open.clear()
+        waiting = [asyncio.create_task(ask(fleet, session)) for session in range(2)]
+        await asyncio.sleep(0.5)
+        assert fleet.members[0].question is not None
+        engines[1].well = False
+        while fleet.members[1].lost is None:
+            await asyncio.sleep(0.01)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def limited(fleet: Fleet, engines: list[FakeEngine]) -> None:
+        await asyncio.wait_for(act(fleet, engines), 30)
+
+    run(2, limited, patience=0.1)
+
+
+def test_places_of_old_sessions_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gigpo_mega.rollout.engines.fleet.REMEMBERED", 3)
+
+    async def act(fleet: Fleet, engines: list[FakeEngine]) -> None:
+        for session in range(10):
+            await ask(fleet, session)
+        assert list(fleet._places) == [7, 8, 9]
+
+    run(2, act)

@@ -21,6 +21,7 @@ from envs.agent import Connection, Outcome, find_agent
 from envs.base import EnvError, EnvUnavailable, Task
 from gigpo_mega.algorithms.anchors import anchor_key
 from gigpo_mega.config import Config, EnvironmentConfig, RolloutConfig
+from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.engines.base import Completion, EngineError, EngineLost, Sampling
 from gigpo_mega.rollout.gateway.conversations import Conversations
 from gigpo_mega.rollout.pools.base import EnvironmentLost, PoolError
@@ -186,7 +187,7 @@ def test_a_failure_of_the_engine_is_the_engines_whatever_the_agent_makes_of_it(m
     def play(connection: Connection) -> float:
         status, reply = post(connection, {"model": "policy", "messages": [user("q")]})
         if status == 503:
-            assert "the engine has failed: too hot" in reply["error"]["message"]
+            assert reply["error"]["message"].startswith("the engine has failed: too ")
         return 1.0
 
     engine = FakeFailing(made)
@@ -195,6 +196,9 @@ def test_a_failure_of_the_engine_is_the_engines_whatever_the_agent_makes_of_it(m
     engine.errors = [EngineError("too hot")] * 2
     with pytest.raises(EngineError, match=r"^too hot$"):
         one(made, play, engine, retries=1)
+    engine.errors = [UserError("too many files are open")]  # no server was asked
+    with pytest.raises(UserError, match=r"^too many files are open$"):
+        one(made, lambda connection: 0.0 * play(connection), engine, retries=1)
     engine.errors = [EngineLost("gone")] * 3
     with pytest.raises(EngineLost, match="gone"):
         one(made, play, engine, retries=1)

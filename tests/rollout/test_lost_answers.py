@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from fake_server import FakeServer, talk
 
-from gigpo_mega.rollout.engines.base import Sampling
+from gigpo_mega.rollout.engines.base import EngineError, EngineLost, Sampling
 from gigpo_mega.rollout.engines.fleet import Fleet
 from gigpo_mega.rollout.engines.sglang import SGLangEngine
 from tests.conftest import Served
@@ -42,6 +43,45 @@ def test_an_answer_that_a_healthy_server_loses_is_asked_again_while_others_come(
     asked = [prompt for batch in server.batches for prompt in batch]
     assert (asked.count([7, 2]), asked.count([9, 1])) == (2, 1)
     assert len(server.aborted) == 1  # if it is answered after all, it is so for nobody
+
+
+def test_a_response_that_takes_too_long_fails_alone_and_costs_no_engine() -> None:
+    """It used to take one healthy engine after another out of service, with all that they had under way."""
+    server = FakeServer(delay=lambda prompt: 99.0 if prompt[0] == 9 else 0.01)
+
+    async def conversation(engine: SGLangEngine) -> tuple[int, str | None]:
+        async with Fleet([SGLangEngine(engine.url, timeout=0.5)], patience=0.1) as fleet:
+            long = asyncio.create_task(fleet.generate([9, 1], Sampling(), 0))
+            answers = 0
+            while not long.done():
+                await fleet.generate([7, 3], Sampling(), 1)
+                answers += 1
+            with pytest.raises(EngineError, match=r"within engine\.request_timeout 0\.5 s") as caught:
+                await long
+            assert not isinstance(caught.value, EngineLost)
+            return answers, fleet.members[0].lost
+
+    answers, lost = talk(server, conversation)
+    assert (answers > 5, lost) == (True, None)
+
+
+def test_what_a_server_holds_is_not_less_than_it_is_at_work_on() -> None:
+    """SGLang leaves out a prompt that is computed in parts, and batches of other pipeline stages."""
+    server = FakeServer(delay=lambda prompt: 2.0)
+
+    async def conversation(engine: SGLangEngine) -> tuple[int | None, ...]:
+        waiting = asyncio.create_task(engine.generate([9, 1], Sampling()))
+        await asyncio.sleep(0.2)
+        found = [await engine.held()]
+        server.load = {"num_waiting_uncached_tokens": 512}
+        found.append(await engine.held())
+        server.stages = 2
+        async with SGLangEngine(engine.url) as another:
+            found.append(await another.held())
+        waiting.cancel()
+        return tuple(found)
+
+    assert talk(server, conversation) == (1, 2, None)
 
 
 def test_the_server_stops_what_nobody_waits_for() -> None:

@@ -110,6 +110,19 @@ def test_a_dead_worker_fails_its_callers_and_is_replaced(pool: ProcessPool) -> N
     asyncio.run(crash())
 
 
+def test_a_worker_is_dead_though_what_it_has_forked_holds_its_connection(pool: ProcessPool) -> None:
+    """It used to be waited for without end: the connection was not closed."""
+
+    async def crash() -> None:
+        async with pool:
+            await pool.reset(0, task(3))
+            with pytest.raises(UserError, match=r"environment worker \d+ died with status 3"):
+                await asyncio.wait_for(pool.step(0, "leave a child"), timeout=30)
+            assert (await play(pool, 0, 2))[-1].success
+
+    asyncio.run(crash())
+
+
 def test_a_cancelled_call_leaves_no_late_answer(pool: ProcessPool) -> None:
     slow = ProcessPool(NAME, {"delay": 0.5}, workers=1)
 

@@ -18,6 +18,7 @@ from gigpo_mega.config import RolloutConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.collector import Collector, CollectStats
 from gigpo_mega.rollout.engines.base import EngineError, EngineLost, Sampling
+from gigpo_mega.rollout.group_player import Attempt
 from gigpo_mega.rollout.pools.process import ProcessPool
 from gigpo_mega.rollout.quota import Quota, missing, returns_differ
 from gigpo_mega.types import Group, Trajectory
@@ -102,6 +103,27 @@ def test_an_iteration_that_goes_on_plays_no_more_groups_than_one_that_was_not_st
     quota = Quota.rest(rollout, tasks, begun, lambda number, group: None)
     assert (quota.needed, quota.needed + quota.ahead, quota.spares) == (4 - differing, places, spares)
     assert next(quota.tasks)[0] == equal + differing
+
+
+def test_an_iteration_that_goes_on_may_drop_as_many_groups_as_one_that_was_not_stopped(
+    collector: Make,
+) -> None:
+    """With 3 of 4 groups there, the second one that failed used to end the run."""
+    rollout = RolloutConfig(groups=4)
+    begun = dict(enumerate([group(1.0, 0.0)] * 3))
+    sources = ["1"] * 3 + ["no number", "no number", "1"]
+    tasks = [Task(f"count-{n}", "count", source) for n, source in enumerate(sources)]
+
+    async def play(attempt: Attempt) -> tuple[Trajectory, ...]:
+        if attempt.task.source != "1":
+            attempt.end(EngineError("too hot"))
+            return ()
+        return group(1.0, 0.0).trajectories
+
+    made: Any = collector(FakeEngine())
+    made._player.play = play
+    found = made.collect(Quota.rest(rollout, tasks, begun, lambda number, group: None), 2, Sampling())
+    assert (list(found), len(made.stats.dropped)) == ([5], 2)
 
 
 def test_groups_still_under_way_when_enough_are_complete_are_given_up(collector: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import signal
@@ -26,7 +27,7 @@ from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.collector import CollectStats
 from gigpo_mega.rollout.engines.base import EngineError, EngineLost
 from gigpo_mega.rollout.engines.fleet import Served
-from gigpo_mega.rollout.group_player import Counts, Failure
+from gigpo_mega.rollout.group_player import Attempt, Counts, Failure
 from gigpo_mega.rollout.pools.base import EnvironmentLost, PoolError
 from gigpo_mega.rollout.quota import Quota
 from gigpo_mega.rollout.workers import client, wire
@@ -274,6 +275,64 @@ def test_reports_are_added_up_also_those_of_workers_that_have_ended() -> None:
     for heard, lost in ((player._said - 1, None), (player._said, "it died again")):
         player._connections[0]._take(wire.Progress(Counts(), died, heard))
         assert player.engines[1].lost == lost
+
+
+def test_all_engines_that_a_report_calls_lost_are_lost() -> None:
+    """The first one's loss made the report look old, and the others were asked again."""
+    player = client.RemoteGroupPlayer([], share=4, urls=["one", "two", "three"], retries=1)
+    player._on_change = lambda: None
+    player._take(wire.Progress(Counts(), (Served("hung"), Served("hung"), Served()), player._said))
+    assert [engine.lost for engine in player.engines] == ["hung", "hung", None]
+
+
+def test_what_ended_a_worker_s_collection_is_told_to_groups_that_come_later() -> None:
+    """It used to be taken for the death of the worker, which was killed and started again."""
+
+    async def play(connection: client._Connection) -> None:
+        await connection.play(Attempt(0, tasks(1)[0]))
+
+    failed = client._Connection(cast(Any, None), print, open=False, error=EngineLost("no engine is left"))
+    with pytest.raises(EngineLost, match="no engine is left"):
+        asyncio.run(play(failed))
+
+
+def test_a_group_that_was_not_sent_to_a_worker_that_had_ended_is_not_charged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[int] = []
+
+    async def play(self: client._Connection, attempt: Attempt) -> wire.Played:
+        if not self.open:
+            raise self.error
+        sent.append(attempt.number)
+        return wire.Played(attempt.number, (None,), None)
+
+    async def replace(self: client.RemoteGroupPlayer, place: client._Place) -> None:
+        place.connection.open = True
+
+    async def main() -> None:
+        player = client.RemoteGroupPlayer([], share=4, urls=["one"], retries=0)
+        ended = client._Connection(cast(Any, None), print, open=False)
+        player._free.put_nowait(client._Place(cast(Any, None), ended))
+        attempt = Attempt(5, tasks(1)[0])
+        assert await player.play(attempt) == (None,)
+        assert (attempt.failure, sent) == (None, [5])
+
+    monkeypatch.setattr(client._Connection, "play", play)
+    monkeypatch.setattr(client.RemoteGroupPlayer, "_replace", replace)
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_loss_of_the_last_engine_is_known_to_the_session(
+    workers: int, session: Callable[..., Any]
+) -> None:
+    """With workers it used to be told as an error alone: an engine that hung was asked again and again."""
+    dead = f"http://127.0.0.1:{free_port()}"
+    with session([dead], workers=workers) as made:
+        with pytest.raises(EngineLost, match="no engine is left"):
+            made.collect(Quota.of(tasks(1, 2)), SIZE, 1.0)
+        assert list(made.lost) == [dead]
 
 
 def test_a_bug_in_a_worker_is_shown_with_its_traceback(urls: list[str], session: Callable[..., Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from pathlib import Path
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,9 @@ import torch
 from gigpo_mega.config import Config, EngineConfig, WeightsConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.rollout.engines.base import EngineLost
+from gigpo_mega.rollout.engines.command import Launch
+from gigpo_mega.rollout.engines.server import SGLangServer
+from gigpo_mega.rollout.engines.servers import Servers
 from gigpo_mega.run import ranks
 from gigpo_mega.run import run as run_module
 from gigpo_mega.run.leader import Leader
@@ -120,3 +125,56 @@ def test_servers_of_the_user_are_waited_for_once(
         run(engines, monkeypatch, url="http://a")._revive({"http://a": "it died"})
     assert engines.failures == 98
     assert capsys.readouterr().err == "engine http://a is waited for: it died\n"
+
+
+def test_only_the_engine_that_fails_as_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a round used to be, and each start counted."""
+    engines, waits = FakeEngines(failures=0, restarts=9), list[list[str]]()
+
+    def wait(urls: Any) -> None:
+        waits.append(sorted(urls))
+        if len(waits) == 1:
+            error = EngineLost("the SGLang server ended with status 137")
+            error.url = "http://b+"
+            raise error
+
+    monkeypatch.setattr(engines, "wait", wait)
+    made = run(engines, monkeypatch)
+    made._revive({"http://a": "it died", "http://b": "it died"})
+    assert engines.relaunched == [["http://a", "http://b"], ["http://b+"]]
+    assert waits == [["http://a+", "http://b+"], ["http://a+", "http://b++"]]
+    assert made._urls == ["http://a+", "http://b++"]
+
+
+def test_each_engine_has_its_own_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four that died together used to end a run with the default of three."""
+    started: list[str] = []
+    monkeypatch.setattr(SGLangServer, "relaunch", lambda self: started.append(self.url))
+    monkeypatch.setattr(SGLangServer, "last_error", lambda self: "out of memory")
+    config = EngineConfig(replicas=8, restarts=2)
+    servers = Servers(tmp_path, config, tmp_path, Launch(Stack("cpu", "")))
+    try:
+        for round_ in (1, 2):
+            servers.relaunch(servers.urls)
+            assert len(started) == 8 * round_
+        with pytest.raises(UserError, match=r"its 2 restarts of engine\.restarts are used up: out of memory"):
+            servers.relaunch(servers.urls[:1])
+    finally:
+        servers.close()
+
+
+def test_engines_are_asked_for_their_versions_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four on a node that is gone took two minutes at every push."""
+    together, lost = Barrier(3, timeout=30), dict[str, str]()
+
+    def version(url: str) -> str:
+        together.wait()
+        if url == "c":
+            raise OSError("timed out")
+        return "7"
+
+    monkeypatch.setattr("gigpo_mega.run.leader.weight_version", version)
+    leader: Any = Leader.__new__(Leader)
+    leader._urls = ["a", "b", "c"]
+    leader._session = SimpleNamespace(lost=lost, lose=lost.__setitem__)
+    assert leader.lost_engines() == {"c": "c: timed out"}

@@ -18,6 +18,8 @@ class EngineError(UserError):
 class EngineLost(EngineError):
     """The engine cannot be reached, died, or is too slow: another one may give the answer."""
 
+    url: str | None = None  # of one that fails while it starts
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

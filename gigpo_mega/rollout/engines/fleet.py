@@ -14,14 +14,19 @@ from gigpo_mega.rollout.engines.base import Completion, Engine, EngineError, Eng
 from gigpo_mega.telemetry.timeline import Timeline
 
 IMBALANCE = 8  # requests in flight above the least loaded engine, past which a session moves (simulated)
-LOOKS = 100  # over `patience` / 2; 12 in a row missed something of a busy server, which had forgotten nothing
+LOOKS = 100  # over `patience` / 2; a busy server that had forgotten nothing lacked some in 12 in a row
+REMEMBERED = 2**16  # sessions, the latest
 REPEATS = 2  # of a request that was forgotten
 
 _Request = asyncio.Future[Completion]
 
 
-class _Forgotten(Exception):
-    """The engine serves, but has no answer to a request and does not know of it."""
+class _Again(Exception):
+    """A request is to be made again: the engine does not know of it, or was lost and serves again since."""
+
+    def __init__(self, forgotten: bool) -> None:
+        super().__init__()
+        self.forgotten = forgotten
 
 
 @dataclass(slots=True)
@@ -57,6 +62,7 @@ class Member(Served):
     answered: float = 0.0  # time of its latest answer, or of the request that ended its idleness
     running: dict[_Request, float] = field(default_factory=dict[_Request, float])  # and when each began
     forgot: set[_Request] = field(default_factory=set[_Request])  # those of `running` that are made again
+    question: asyncio.Task[None] | None = None  # how many it holds, while it is asked
     gate: asyncio.Lock = field(default_factory=asyncio.Lock)  # no request is made while it is held
 
 
@@ -96,8 +102,8 @@ class Fleet:
                 member.requests = member.cached_tokens = member.moves = member.forgotten = 0
                 member.gate = asyncio.Lock()
                 await stack.enter_async_context(member.engine)
-            watch = asyncio.create_task(self._watch())
-            stack.push_async_callback(_ended, watch)
+            stack.push_async_callback(_ended, asyncio.create_task(self._watch()))
+            stack.push_async_callback(self._end_questions)
             self._stack = stack.pop_all()
         return self
 
@@ -105,6 +111,12 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    async def _end_questions(self) -> None:
+        for member in self.members:
+            if member.question is not None:
+                await _ended(member.question)
+                member.question = None
 
     def lose(self, number: int, reason: str) -> None:
         """Let engine `number` serve no longer."""
@@ -116,6 +128,8 @@ class Fleet:
 
     def hold(self, held: bool) -> None:
         """While `held` the engines are paused, and are not blamed for their silence."""
+        if held == self._held:
+            return
         self._held = held
         for member in self.members:
             for request in member.running:
@@ -134,8 +148,8 @@ class Fleet:
                     return await _ask(member, prompt_ids, sampling, session)
             except EngineLost as error:
                 _lose(member, str(error))
-            except _Forgotten:
-                forgotten += 1
+            except _Again as again:
+                forgotten += again.forgotten
                 if forgotten > REPEATS:
                     raise EngineError(f"{member.name} has lost the answer {forgotten} times") from None
 
@@ -156,6 +170,8 @@ class Fleet:
             serving, key=lambda member: (member.gate.locked(), len(member.running), member.requests)
         )
         place = self._places.setdefault(session, idlest)
+        if len(self._places) > REMEMBERED:
+            del self._places[next(iter(self._places))]
         if place.lost is not None or len(place.running) > len(idlest.running) + self._imbalance:
             self._places[session] = place = idlest
             place.moves += 1
@@ -174,8 +190,10 @@ class Fleet:
             for member, well in zip(silent, alive, strict=True):
                 if not well and member.answered < late and not self._held:
                     _lose(member, f"no answer for {self._patience:g} s, and its health check failed")
-            owing = [member for member in serving if min(member.running.values(), default=late) < late]
-            await asyncio.gather(*(self._question(member) for member in owing))
+            for member in serving:
+                free = member.question is None or member.question.done()
+                if free and min(member.running.values(), default=late) < late:
+                    member.question = asyncio.create_task(self._question(member))
 
     async def _question(self, member: Member) -> None:
         """End the overdue requests that `member` has forgotten; which ones they are it does not say."""
@@ -221,9 +239,7 @@ async def _ask(member: Member, prompt_ids: Sequence[int], sampling: Sampling, se
             raise
         if member.lost is not None:
             raise EngineLost(member.lost) from None
-        if request in member.forgot:
-            raise _Forgotten from None
-        raise
+        raise _Again(request in member.forgot) from None
     finally:
         del member.running[request]
         member.forgot.discard(request)

@@ -202,6 +202,8 @@ class SGLangServer(Launched):
 class Startable(Protocol):
     """A server that was launched."""
 
+    url: str
+
     def ready(self, seconds: float) -> bool:
         """As `SGLangServer.ready`."""
         ...
@@ -210,15 +212,23 @@ class Startable(Protocol):
 def wait(
     servers: Sequence[Startable], on_progress: Callable[[float], None] = lambda _seconds: None
 ) -> None:
-    """Wait until all `servers` can be used; raises as `SGLangServer.ready`.
+    """Wait until all `servers` can be used; raises as `SGLangServer.ready`, EngineLost with the URL.
 
     `on_progress(seconds so far)` is called about four times a second.
     """
     start = time.monotonic()
     pending = list(servers)
-    while pending := [server for server in pending if not server.ready(time.monotonic() - start)]:
+    while pending := [server for server in pending if not _ready(server, time.monotonic() - start)]:
         on_progress(time.monotonic() - start)
         time.sleep(0.25)
+
+
+def _ready(server: Startable, seconds: float) -> bool:
+    try:
+        return server.ready(seconds)
+    except EngineLost as error:
+        error.url = server.url
+        raise
 
 
 def hold_port(host: str, port: int = 0) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ class Servers(Launched):
                 SGLangServer(model, config, folder / log, one, number=number, host=host)
                 for number, (log, one) in enumerate(zip(logs, launches, strict=True))
             ]
-        self._restarts = 0
+        self._restarts = Counter[int]()  # by server
 
     @property
     def urls(self) -> list[str]:
@@ -67,20 +68,20 @@ class Servers(Launched):
     def relaunch(self, urls: Collection[str]) -> dict[str, str]:
         """End those of `urls` that were launched here, and start them again without waiting for them.
 
-        Returns where each of them listens then. Raises UserError past `engine.restarts`.
+        Returns where each of them listens then. Raises UserError past `engine.restarts` of one of them.
         """
         if self._config.urls:  # their owner has to
             return {}
-        failed = {server.url: server for server in self._servers if server.url in urls}
-        for server in failed.values():
-            self._restarts += 1
-            if self._restarts > self._config.restarts:
+        failed = {server.url: number for number, server in enumerate(self._servers) if server.url in urls}
+        for url, number in failed.items():
+            self._restarts[number] += 1
+            if self._restarts[number] > self._config.restarts:
                 raise UserError(
-                    f"the SGLang server at {server.url} failed, and the {self._config.restarts} restarts "
-                    f"of engine.restarts are used up: {server.last_error()}; --resume starts anew"
+                    f"the SGLang server at {url} failed, and its {self._config.restarts} restarts of "
+                    f"engine.restarts are used up: {self._servers[number].last_error()}; --resume starts anew"
                 )
-            server.relaunch()
-        return {url: server.placed() for url, server in failed.items()}
+            self._servers[number].relaunch()
+        return {url: self._servers[number].placed() for url, number in failed.items()}
 
     def close(self) -> None:
         """End the launched servers and wait until they are gone; harmless when repeated."""

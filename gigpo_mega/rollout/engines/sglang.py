@@ -45,6 +45,7 @@ class SGLangEngine:
         self._timeout = timeout
         self._window = window
         self._session: aiohttp.ClientSession | None = None
+        self._stages: int | None = None  # of the server's pipeline, once it has been asked
         self._pending: list[_Pending] = []
         self._posts: set[asyncio.Task[None]] = set()
 
@@ -95,15 +96,26 @@ class SGLangEngine:
             return False
 
     async def held(self) -> int | None:
-        """Requests that run or wait in the server's schedulers; None if it does not say."""
-        assert self._session is not None, "the engine is used outside `async with engine`"
-        limit = aiohttp.ClientTimeout(total=HEALTH_SECONDS)
+        """Requests that run or wait in the server's schedulers, or some more; None if it does not say.
+
+        SGLang leaves out a prompt of which a part has been computed, and with pipeline stages whole batches.
+        """
         try:
-            async with self._session.get(f"{self.url}/v1/loads", timeout=limit) as answer:
-                loads = (await answer.json())["loads"]
-            return sum(int(load[f"num_{kind}_reqs"]) for load in loads for kind in ("running", "waiting"))
+            if self._stages is None:
+                self._stages = int((await self._told("/server_info"))["pp_size"])
+            if self._stages > 1:
+                return None
+            loads = (await self._told("/v1/loads"))["loads"]
+            known = sum(int(load[f"num_{kind}_reqs"]) for load in loads for kind in ("running", "waiting"))
+            return known + sum(bool(load.get("num_waiting_uncached_tokens")) for load in loads)
         except (aiohttp.ClientError, TimeoutError, LookupError, TypeError, ValueError):
             return None
+
+    async def _told(self, path: str) -> Any:
+        assert self._session is not None, "the engine is used outside `async with engine`"
+        limit = aiohttp.ClientTimeout(total=HEALTH_SECONDS)
+        async with self._session.get(self.url + path, timeout=limit) as answer:
+            return await answer.json()
 
     def move(self, url: str) -> None:
         """The server listens at `url` from now on."""
@@ -133,8 +145,13 @@ class SGLangEngine:
                 self._settle(batch, answer)
             raise EngineLost(f"{self.url} closed the stream before all answers had come")
         except Exception as error:  # whatever it is: nobody may wait for ever
-            foreseen = isinstance(error, aiohttp.ClientError | TimeoutError | ValueError)
+            foreseen = isinstance(error, aiohttp.ClientError | ValueError)
             reason = EngineLost(f"{self.url}: {error!r}") if foreseen else error
+            if isinstance(error, TimeoutError) and not foreseen:  # a server may serve others all the while
+                reason = EngineError(
+                    f"{self.url} had no answer within engine.request_timeout {self._timeout:g} s; raise it, "
+                    "or lower rollout.max_response_tokens"
+                )
             if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
                 reason = UserError(
                     "too many files are open for a connection to the engine: raise the limit (ulimit -n) or "

@@ -13,7 +13,7 @@ from envs.agent import Outcome
 from envs.base import Task
 from gigpo_mega.algorithms.anchors import anchor_key
 from gigpo_mega.errors import UserError
-from gigpo_mega.rollout.engines.base import Completion, Engine, EngineError, Sampling
+from gigpo_mega.rollout.engines.base import Completion, Engine, Sampling
 from gigpo_mega.rollout.episode import OnStep
 from gigpo_mega.rollout.gateway.answers import read_answer
 from gigpo_mega.rollout.gateway.conversations import Conversations
@@ -154,7 +154,7 @@ class Session:
             if not self._closed:  # the agent has hung up
                 raise
             raise Refusal(_ENDED, 401, "invalid_api_key") from None
-        except EngineError as error:
+        except UserError as error:  # most are EngineErrors
             self.fail(error)
             raise Refusal(f"the engine has failed: {error}", 503) from None
         finally:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,12 +126,33 @@ class ProcessPool(BatchedPool[ProcessWorker]):
 
     async def _read(self, worker: ProcessWorker, reader: asyncio.StreamReader) -> None:
         """Deliver replies until the worker ends, then tell all whose environments it held."""
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        watch = asyncio.create_task(_hang_up(worker))
+        try:
             while True:
                 (size,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
                 self._deliver(worker, pickle.loads(await reader.readexactly(size)))  # from our own child
-        worker.end(patience=5)  # its status is part of its obituary
+        except (asyncio.IncompleteReadError, ConnectionError):
+            await _ending(worker.process, seconds=5)  # its status is part of its obituary
+        finally:
+            watch.cancel()
+        worker.end()
         self._gone(worker, worker.obituary(), worker.mark.read()[0])
+
+
+async def _ending(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait until it has ended, `seconds` at most; the loop serves others meanwhile."""
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        await asyncio.sleep(0.01)
+
+
+async def _hang_up(worker: ProcessWorker) -> None:
+    """Close the connection to a worker that has ended: what it has forked may hold the other end open."""
+    while worker.process.poll() is None:
+        await asyncio.sleep(0.25)
+    await asyncio.sleep(0.25)  # for what it has said before
+    if worker.writer is not None:
+        worker.writer.transport.abort()
 
 
 def _leave(worker: ProcessWorker, patience: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -58,11 +58,12 @@ class _Connection:
     spans: list[Span] = field(default_factory=list[Span])  # that nobody has asked for yet
     waiting: dict[int, asyncio.Future[wire.Played]] = field(default_factory=dict)  # by number of the group
     open: bool = True
+    error: Exception = field(default_factory=WorkerLost)  # why it is open no longer
 
     async def play(self, attempt: Attempt) -> wire.Played:
         """Have the worker play a group; raises WorkerLost, and whatever ends the collection."""
         if not self.open:
-            raise WorkerLost
+            raise self.error
         self.waiting[attempt.number] = played = asyncio.get_running_loop().create_future()
         wire.send(self.writer, wire.Play(attempt.number, attempt.task))
         attempt.on_end = partial(wire.send, self.writer, wire.GiveUp(attempt.number))
@@ -70,24 +71,23 @@ class _Connection:
 
     async def listen(self, reader: asyncio.StreamReader) -> None:
         """Take what the worker says until it has ended, or the collection has."""
-        error: Exception = WorkerLost()
         try:
             while True:
                 message = await asyncio.wait_for(wire.receive(reader), SILENCE_SECONDS)
                 if isinstance(message, wire.End):
                     break
                 if isinstance(message, wire.Failed):
-                    error = message.error
+                    self.error = message.error
                     break
                 self._take(message)
         except (asyncio.IncompleteReadError, OSError):
             pass
         except Exception as bug:  # a message that cannot be read: whoever waits for it must know
-            error = bug
+            self.error = bug
         self.open = False
         for played in self.waiting.values():
             if not played.done():  # else its caller was cancelled
-                played.set_exception(error)
+                played.set_exception(self.error)
 
     def _take(self, message: wire.Played | wire.Progress | wire.Spans) -> None:
         if isinstance(message, wire.Progress):
@@ -158,6 +158,8 @@ class RemoteGroupPlayer:
             try:
                 if attempt.over:
                     return ()
+                if isinstance(place.connection.error, WorkerLost):
+                    await self._replace(place)  # if it has ended, as it was not this group's doing
                 played = await place.connection.play(attempt)
             except WorkerLost as lost:
                 await self._replace(place)
@@ -195,8 +197,13 @@ class RemoteGroupPlayer:
 
     def lose(self, number: int, reason: str) -> None:
         """Let engine `number` serve no longer; the first reason stays."""
-        if self._lost[number] is None:
+        self._lose({number: reason})
+
+    def _lose(self, reasons: Mapping[int, str]) -> None:
+        found = {number: reason for number, reason in reasons.items() if self._lost[number] is None}
+        for number, reason in found.items():
             self._lost[number] = reason
+        if found:
             self._say()
 
     def readmit(self, urls: Sequence[str]) -> None:
@@ -225,10 +232,8 @@ class RemoteGroupPlayer:
         return [c.progress for c in self._connections if c.progress is not None]
 
     def _take(self, progress: wire.Progress) -> None:
-        for number, engine in enumerate(progress.engines):
-            # One that did not know yet that an engine serves again says nothing new.
-            if engine.lost is not None and progress.heard == self._said:
-                self.lose(number, engine.lost)
+        if progress.heard == self._said:  # else it may not know yet that an engine serves again
+            self._lose({n: e.lost for n, e in enumerate(progress.engines) if e.lost is not None})
         self._on_change()
 
     async def _connect(self, worker: Worker) -> _Connection:

@@ -62,6 +62,7 @@ class WorkerServer:
             self._tell(writer)
             wire.send(writer, wire.End())
         except (Exception, BaseExceptionGroup) as failure:
+            wire.send(writer, self._progress())  # which engines are lost
             wire.send(writer, wire.Failed(_told(first(failure))))
         await writer.drain()
 
@@ -73,7 +74,8 @@ class WorkerServer:
         while not isinstance(message := await wire.receive(reader), wire.End):
             if isinstance(message, wire.Play):
                 attempts[message.number] = attempt = Attempt(message.number, message.task)
-                running.create_task(self._play(attempt, writer))
+                played = running.create_task(self._play(attempt, writer))
+                played.add_done_callback(lambda _, number=attempt.number: attempts.pop(number))
             elif isinstance(message, wire.GiveUp) and message.number in attempts:
                 attempts[message.number].end()  # harmless if it has been played
             elif isinstance(message, wire.Serving):

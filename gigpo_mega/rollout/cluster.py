@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from gigpo_mega.errors import UserError
@@ -48,6 +50,24 @@ class ActorLost(Exception):
         self.at_start = at_start
 
 
+@contextmanager
+def noticing_ends() -> Iterator[None]:
+    """Raises ActorLost for an actor that ends, however, before it has answered the call in the block.
+
+    What its method raises (RayTaskError) and GetTimeoutError pass.
+    """
+    from ray import exceptions
+
+    try:
+        yield
+    except (exceptions.RayTaskError, exceptions.GetTimeoutError):
+        raise
+    except exceptions.RayError as error:  # one killed for its node's memory raises no RayActorError
+        never = exceptions.RuntimeEnvSetupError, exceptions.ActorUnschedulableError
+        at_start = isinstance(error, never) or getattr(error, "actor_init_failed", False)
+        raise ActorLost(str(error), at_start) from None
+
+
 class Actor:
     """An actor that runs `kind(*arguments)`, with a CPU and `gpus` GPUs, nodes with few actors first.
 
@@ -72,13 +92,12 @@ class Actor:
         """What its `method` returns or raises; ActorLost, or TimeoutError after `timeout` seconds."""
         exceptions = self._ray.exceptions
         try:
-            return self._ray.get(getattr(self._handle, method).remote(*arguments), timeout=timeout)
+            with noticing_ends():
+                return self._ray.get(getattr(self._handle, method).remote(*arguments), timeout=timeout)
         except exceptions.GetTimeoutError:
             raise TimeoutError from None
         except exceptions.RayTaskError as error:
             raise error.cause from None
-        except exceptions.RayActorError as error:
-            raise ActorLost(str(error), error.actor_init_failed) from None
 
     def placed(self, method: str) -> Any:
         """What its `method` returns when it has a place; raises UserError if it gets none or cannot start."""

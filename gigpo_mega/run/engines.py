@@ -26,6 +26,7 @@ class NodeEngines:
     def __init__(self, cfg: Config, launch: Launch, model: Path, shape: ModelShape) -> None:
         self._cfg, self._shape = cfg, shape
         self._servers = Servers(model, cfg.engine, cfg.output, launch)
+        self._numbers: dict[str, int] = {}  # of the servers, by all addresses that they have had
         self._push: WeightPush | None = None
 
     def launch(self) -> list[str]:
@@ -33,18 +34,26 @@ class NodeEngines:
         self._servers.launch()
         folder = (self._cfg.weights.folder or self._cfg.output / "weights") / f"node_{node()}"
         busy = self._cfg.rollout.max_staleness > 0
-        self._push = WeightPush(self._cfg.weights, self._shape, self._servers.urls, folder, busy=busy)
-        return self._servers.urls
+        urls = self._servers.urls
+        self._numbers = {url: number for number, url in enumerate(urls)}
+        self._push = WeightPush(self._cfg.weights, self._shape, urls, folder, busy=busy)
+        return urls
 
     def wait(self, urls: Collection[str]) -> None:
         """Wait until all of `urls`, on whatever node, are healthy; raises UserError if one never will be."""
         self._servers.wait(urls)
 
     def relaunch(self, urls: Collection[str]) -> dict[str, str]:
-        """Start those of `urls` again that are ours, without waiting; returns where each will listen then."""
-        moved = self._servers.relaunch(urls)
-        self._pushing().move(self._servers.urls)
-        return moved
+        """Start those of `urls` again that are ours, without waiting; returns where each will listen then.
+
+        By every address that a server has had before: one whose node was lost meanwhile moves without being
+        asked to, and who asks may not have heard of the last move.
+        """
+        self._servers.relaunch(urls)
+        now = self._servers.urls
+        self._numbers |= {url: number for number, url in enumerate(now)}
+        self._pushing().move(now)
+        return {url: now[number] for url, number in self._numbers.items() if url != now[number]}
 
     def push(self, weights: Iterable[tuple[str, Tensor]], version: int) -> Pushed:
         """Give the engines `weights`; raises PushError if one does not have them afterwards."""

@@ -265,15 +265,18 @@ class Run:
             moved = dict[str, str]()
             for of_node in on_nodes(layout, _relaunch, engines, list(reasons)):
                 moved |= of_node
-            self._urls = [moved.get(url, url) for url in self._urls]
-            urls = [moved.get(url, url) for url in urls]
+            now = [moved.get(url, url) for url in self._urls]
+            # Also one that has moved by itself, as its node was lost meanwhile.
+            started = {moved.get(url, url) for url in urls} | set(now) - set(self._urls)
+            self._urls, urls = now, [url for url in now if url in started]
             try:
                 on_leader(layout, self._signals.interrupting, _wait, engines, urls)
                 reasons = {}
             except EngineLost as error:
                 if self._cfg.engine.urls:
                     raise UserError(f"{error}; start it, then --resume") from None
-                reasons = {url: str(error) for url in urls if error.url in (url, None)}
+                failed = [error.url] if error.url in urls else urls
+                reasons = dict.fromkeys(failed, str(error))
 
     def _close_engines(self) -> None:
         if self._engines is not None:

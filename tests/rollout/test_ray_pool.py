@@ -1,4 +1,7 @@
-"""Environments as Ray actors on a cluster of two nodes, real raylets on this machine; one node is lost."""
+"""Environments as Ray actors on a cluster of two nodes, real raylets on this machine; one node is lost.
+
+What Ray raises if an actor is killed for its node's memory comes from fakes.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import playing
@@ -18,7 +22,9 @@ from envs.base import Task
 from gigpo_mega.config import EngineConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.rollout import cluster as ray_cluster
+from gigpo_mega.rollout.cluster import Actor, ActorLost
 from gigpo_mega.rollout.engines.actors import RayServer
+from gigpo_mega.rollout.engines.base import EngineLost
 from gigpo_mega.rollout.engines.command import Launch
 from gigpo_mega.rollout.pools import actors
 from gigpo_mega.rollout.pools.actors import RayPool
@@ -32,6 +38,16 @@ ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.distributed
 SIZE = 4
 NODE: dict[str, Any] = {"object_store_memory": 80 << 20}
+ENDS = [
+    ray.exceptions.ActorDiedError(),
+    ray.exceptions.OutOfMemoryError("1 worker(s) were killed due to the node running low on memory."),
+    ray.exceptions.NodeDiedError("the node is gone"),
+    ray.exceptions.ObjectLostError("00", None, ""),
+]
+BUGS = [
+    ray.exceptions.RayTaskError("answer", "its traceback", ValueError("a bug")).as_instanceof_cause(),
+    TypeError("cannot be pickled"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +166,163 @@ def test_a_call_that_hangs_ends_its_actor_alone(cluster: Any, pool: Callable[...
     assert (type(neighbor), neighbor.at_fault) == (EnvironmentLost, False)
     assert "was killed: a call took more than environment.step_timeout 2 s" in str(hung)
     assert [found.observation.text.partition(" ")[2] for found in (other, again, last)] == ["count 1"] * 3
+
+
+@pytest.mark.parametrize("step_timeout", [None, 2.0])
+def test_a_call_that_ends_its_actor_is_charged_and_its_neighbors_are_not(
+    step_timeout: float | None, cluster: Any, pool: Callable[..., RayPool]
+) -> None:
+    """Even if the watch saw a neighbor at work a moment before."""
+    made = pool(1, step_timeout, delay=1.0)
+
+    async def play() -> list[Any]:
+        async with made:
+            await asyncio.gather(*(made.reset(slot, task(f"t{slot}")) for slot in (0, 2)))
+            await made.reset(1, task("bad", "step1 kill 1"))
+            steps = (made.step(slot, "up") for slot in range(3))
+            found = await asyncio.gather(*steps, return_exceptions=True)
+            return [*found, *await asyncio.gather(made.step(0, "up"), return_exceptions=True)]
+
+    before, bad, after, again = asyncio.run(play())
+    assert before.observation.text.endswith("count 1")  # its answer is not lost with the actor
+    assert [(type(lost), lost.at_fault) for lost in (bad, after, again)] == [
+        (EnvironmentLost, True), (EnvironmentLost, False), (EnvironmentLost, False),
+    ]  # fmt: skip
+
+
+class FakeHandle:
+    """An actor whose calls raise the next of `errors`, None for an answer; awaited or by `FakeRay.get`."""
+
+    def __init__(self, errors: list[Exception | None]) -> None:
+        self.answer, self.at_work = FakeMethod(self, (0, True, "seen")), FakeMethod(self, (None, 0.0))
+        self.close = FakeMethod(self, None)
+        self.errors, self.killed = errors, False
+
+
+class FakeMethod:
+    def __init__(self, handle: FakeHandle, answer: Any) -> None:
+        self._handle, self._answer = handle, answer
+
+    def options(self, **_: Any) -> FakeMethod:
+        return self
+
+    def remote(self, *arguments: Any) -> Any:
+        return self._called(*arguments)
+
+    async def _called(self, *arguments: Any) -> Any:
+        error = self._handle.errors.pop(0) if self._handle.errors else None
+        if error is not None:
+            raise error
+        return (arguments[0][0], *self._answer[1:]) if arguments else self._answer
+
+
+class FakeRay(SimpleNamespace):
+    """Ray with actors that fail: each takes the next list of `errors`."""
+
+    def __init__(self, *errors: list[Exception | None]) -> None:
+        left = list(errors)
+        self.made: list[FakeHandle] = []
+        self.exceptions = ray.exceptions
+
+        def remote(*_: Any) -> FakeHandle:
+            self.made.append(FakeHandle(left.pop(0) if left else []))
+            return self.made[-1]
+
+        host = SimpleNamespace(remote=remote)
+        host.options = lambda **_: host
+        self.remote = lambda *_, **__: host if _ else lambda _: host
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def kill(self, handle: FakeHandle) -> None:
+        handle.killed = True
+
+    def wait(self, calls: Any, **_: Any) -> None:
+        for call in calls:
+            call.close()
+
+    def get(self, call: Any, timeout: float | None = None) -> Any:
+        return asyncio.run(call)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_whatever_ray_says_of_an_actors_end_those_who_wait_are_told(
+    end: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An actor that the memory monitor kills raises no RayActorError."""
+    fake = FakeRay([end], [None, None, end])  # before it is of use; in its second call
+    monkeypatch.setattr(actors, "connected", lambda _: fake)
+    made = RayPool("fake_environment:KIND", {}, workers=1, step_timeout=60.0)
+
+    async def play() -> list[Any]:
+        async with asyncio.timeout(10), made:
+            await made.reset(0, task("a"))
+            found = await asyncio.gather(made.step(0, "up"), made.reset(1, task("b")), return_exceptions=True)
+            return [*found, await made.reset(0, task("a"))]
+
+    lost, neighbor, again = asyncio.run(play())
+    assert [(type(one), one.at_fault) for one in (lost, neighbor)] == [
+        (EnvironmentLost, True), (EnvironmentLost, False),
+    ]  # fmt: skip
+    assert str(lost).startswith("environment worker (Ray actor) died, with its process or its node: ")
+    assert again == "seen"
+    assert [handle.killed for handle in fake.made] == [False, True, False]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_watch_goes_on_whatever_ray_says_of_an_actors_end(
+    end: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actors, "connected", lambda _: FakeRay([None, end]))
+    made = RayPool("fake_environment:KIND", {}, workers=1, step_timeout=60.0)
+
+    async def look() -> Any:
+        async with made:
+            return await made._at_work(made._workers[0])
+
+    assert asyncio.run(look()) == (None, 0.0)
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_in_a_call_of_an_actor_reaches_its_caller(
+    bug: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeRay([None, bug])
+    monkeypatch.setattr(actors, "connected", lambda _: fake)
+    made = RayPool("fake_environment:KIND", {}, workers=1)
+
+    async def play() -> list[Any]:
+        async with asyncio.timeout(10), made:
+            calls = (made.reset(slot, task("a")) for slot in (0, 1))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    failed, neighbor = asyncio.run(play())
+    assert type(failed) is PoolError
+    assert str(bug) in str(failed)
+    assert "Traceback" in str(failed)
+    assert neighbor == "seen"
+    assert not fake.made[0].killed
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_an_actor_that_ray_kills_is_lost_to_who_asks_it(
+    end: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ray_cluster, "connected", lambda _: FakeRay([end, *BUGS, None], []))
+    actor = Actor("rollout.pool ray", "a test", "none", object)
+    actor.start()
+    with pytest.raises(ActorLost) as lost:
+        actor.ask("at_work")
+    assert not lost.value.at_start
+    for error in (ValueError, TypeError):
+        with pytest.raises(error):
+            actor.ask("at_work")
+    assert actor.ask("at_work") == (None, 0.0)
+    server = RayServer(tmp_path, EngineConfig(), tmp_path, Launch(Stack("cpu", "")))
+    server._actor._handle = SimpleNamespace(ready=FakeMethod(FakeHandle([end]), True))
+    with pytest.raises(EngineLost, match="ended with its node or Ray actor"):
+        server.ready(0.0)
 
 
 def test_environments_are_closed_with_the_pool_but_not_waited_for_without_end(

@@ -6,12 +6,14 @@ import asyncio
 import json
 import threading
 import time
+import traceback
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from envs.registry import address, lookup
 from gigpo_mega.errors import UserError
-from gigpo_mega.rollout.cluster import ROOM_SECONDS, connected
+from gigpo_mega.rollout.cluster import ROOM_SECONDS, ActorLost, connected, noticing_ends
 from gigpo_mega.rollout.pools.base import PoolError
 from gigpo_mega.rollout.pools.batched import BatchedPool, Worker
 from gigpo_mega.rollout.pools.host import Host, Reply, Request
@@ -24,9 +26,9 @@ class ActorHost:
         self._mark = _Mark()
         self._host = Host(self._mark, lookup(name), json.loads(options))
 
-    def answer(self, batch: list[Request]) -> list[Reply]:
-        """Work through `batch`."""
-        return [self._host.answer(*request) for request in batch]
+    def answer(self, request: Request) -> Reply:
+        """As `Host.answer`."""
+        return self._host.answer(*request)
 
     def close(self) -> None:
         """As `Host.close`."""
@@ -58,17 +60,19 @@ class _Mark:
 
 @dataclass(slots=True, kw_only=True)
 class ActorWorker(Worker):
-    """An actor, and the batches that it owes an answer to in this event loop."""
+    """An actor, and the requests that it gets next."""
 
     actor: Any
     attached: bool = False
     ended: bool = False
-    at_work: int | None = None  # the slot that was at work when it was killed
-    posts: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+    requests: deque[Request] = field(default_factory=deque[Request])
+    posting: asyncio.Task[None] | None = None
 
-    def obituary(self) -> str:
-        """How it ended."""
-        return f"environment worker (Ray actor) {self.killed or 'died, with its process or its node'}"
+    def obituary(self, lost: ActorLost) -> str:
+        """How it ended; `lost` is what Ray says."""
+        first, *_ = str(lost).splitlines() or [""]
+        died = f"died, with its process or its node: {first}"
+        return f"environment worker (Ray actor) {self.killed or died}"
 
 
 class RayPool(BatchedPool[ActorWorker]):
@@ -115,10 +119,10 @@ class RayPool(BatchedPool[ActorWorker]):
         worker.attached = True
 
     async def _detach(self, worker: ActorWorker) -> None:
-        for post in worker.posts:
-            post.cancel()
-        await asyncio.gather(*worker.posts, return_exceptions=True)
-        worker.attached = False
+        if worker.posting is not None:
+            worker.posting.cancel()
+            await asyncio.gather(worker.posting, return_exceptions=True)
+        worker.posting, worker.attached = None, False
 
     def _serves(self, worker: ActorWorker) -> bool:
         return worker.attached and not worker.ended
@@ -127,40 +131,51 @@ class RayPool(BatchedPool[ActorWorker]):
         return worker.ended
 
     def _send(self, worker: ActorWorker, batch: list[Request]) -> None:
-        post = asyncio.get_running_loop().create_task(self._post(worker, batch))
-        worker.posts.add(post)
-        post.add_done_callback(worker.posts.discard)
+        worker.requests.extend(batch)
+        if worker.posting is None or worker.posting.done():
+            worker.posting = asyncio.get_running_loop().create_task(self._post(worker))
 
-    async def _post(self, worker: ActorWorker, batch: list[Request]) -> None:
-        try:
-            self._deliver(worker, await worker.actor.answer.remote(batch))
-        except self._ray.exceptions.RayActorError:  # also one that cannot be reached for a while
-            self._stop(worker)
-            self._gone(worker, worker.obituary(), worker.at_work)
+    async def _post(self, worker: ActorWorker) -> None:
+        """Have the requests answered one at a time: the one that the actor ends in was at work, for certain.
+
+        Of several it could have answered some, and the answers be lost with it.
+        """
+        while worker.requests:
+            number, slot, *_ = request = worker.requests.popleft()
+            try:
+                with noticing_ends():
+                    reply = await worker.actor.answer.remote(request)
+            except ActorLost as lost:  # also one that cannot be reached for a while
+                self._gone(worker, worker.obituary(lost), slot)
+                self._stop(worker)
+                return
+            except Exception as error:  # a bug, which must not leave its caller waiting
+                reply = number, False, PoolError(f"{error!r}\n{traceback.format_exc()}")
+            self._deliver(worker, [reply])
 
     async def _at_work(self, worker: ActorWorker) -> tuple[int | None, float]:
         try:
-            worker.at_work, seconds = await self._asked(worker)
-        except self._ray.exceptions.RayActorError:  # who waits for it is told by its post
+            return await self._asked(worker)
+        except ActorLost:  # who waits for it is told by its post
             return None, 0.0
-        return worker.at_work, seconds
 
     async def _answers(self, worker: ActorWorker) -> bool:
         try:
             await self._asked(worker)
-        except self._ray.exceptions.RayActorError as error:
-            if error.actor_init_failed:
-                raise PoolError(f"an environment worker cannot be made: {error}") from None
+        except ActorLost as lost:
+            if lost.at_start:
+                raise PoolError(f"an environment worker cannot be made: {lost}") from None
             return False
         return True
 
-    def _asked(self, worker: ActorWorker) -> Any:
-        return worker.actor.at_work.options(concurrency_group="watch").remote()
+    async def _asked(self, worker: ActorWorker) -> tuple[int | None, float]:
+        with noticing_ends():
+            return await worker.actor.at_work.options(concurrency_group="watch").remote()
 
     def _kill(self, worker: ActorWorker) -> None:
         if self._ray.is_initialized():
             self._ray.kill(worker.actor)
 
     def _stop(self, worker: ActorWorker) -> None:
-        self._kill(worker)
         worker.ended = True
+        self._kill(worker)

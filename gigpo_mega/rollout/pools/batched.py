@@ -1,4 +1,4 @@
-"""What pools of workers have in common: what one turn of the event loop asks of a worker is one message."""
+"""What pools of workers have in common: what one turn of the event loop asks of a worker is sent at once."""
 
 from __future__ import annotations
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gigpo_mega.config import EngineConfig
 from gigpo_mega.learner import targets
 from gigpo_mega.learner.samples import Samples
 from gigpo_mega.rollout.gateway.conversations import Conversations
 from gigpo_mega.rollout.gateway.session import Session
 from gigpo_mega.rollout.prompt import EpisodePrompt
 from gigpo_mega.types import RowTable
+from tests import preloaded
 from tools.bench.fuzz.audit import WRONG
-from tools.bench.fuzz.play import CUT, KINDS, SERVED, Fuzz, Kind
+from tools.bench.fuzz.play import CUT, KINDS, SERVED, UNCUT, Fuzz, Kind
 
 pytestmark = pytest.mark.distributed
 
@@ -42,6 +45,12 @@ def test_what_is_trained_on_was_sampled(fuzz: Fuzz, kind: Kind) -> None:
 
 
 APPEND, GATEWAY = SERVED[0], SERVED[-1]
+
+
+def test_what_is_trained_on_was_sampled_by_a_real_server(fuzz: Fuzz, tmp_path: Path) -> None:
+    with preloaded.engine(fuzz.model, EngineConfig(max_total_tokens=4 * UNCUT), tmp_path / "log") as server:
+        found = fuzz.run(APPEND, 16, seed=3, url=server.url)
+    assert (found["episodes"], wrong(found)) == (16, set())
 
 
 def rolled(original: Callable[..., Any]) -> Callable[..., Any]:

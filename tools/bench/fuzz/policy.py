@@ -133,6 +133,6 @@ class NotedSGLang(SGLangEngine):
             ids = np.array(answer["output_ids"], np.int32)
             logprobs = np.array([row[0] for row in meta["output_token_logprobs"]], np.float32)
             versions = np.full(len(ids), int(meta["weight_version"]), np.int32)
-            prompt = batch[answer.get("index", 0)][0]
+            prompt = batch[answer.get("index", 0)].ids
             self.calls.append((len(self.calls), Call.of(prompt, ids, logprobs, versions)))
         super()._settle(batch, answer)

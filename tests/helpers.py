@@ -1,4 +1,4 @@
-"""What tests of several folders do: wait, read a refusal, fill the disk."""
+"""What tests of several folders do: wait, read a refusal, fill the disk, clone a batch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from envs.base import EnvError
+from gigpo_mega.batching import MicroBatch
 from gigpo_mega.errors import UserError
+from gigpo_mega.types import Bool, Float32
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -39,3 +43,9 @@ def smallest_files(limit: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def whole(batch: MicroBatch) -> tuple[Float32, Bool]:
+    """The target of `cloning_loss` if all tokens of `batch` are an action's."""
+    count = int(batch.lengths.sum())
+    return np.ones(count, np.float32), np.ones(count, np.bool_)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from envs.alfworld.dialogue import DIALOGUES
 from envs.base import Observation
 from envs.dialogue import Answer, parse_tagged
-from gigpo_mega.coldstart.clone import cloning_loss, whole
+from gigpo_mega.coldstart.clone import cloning_loss
 from gigpo_mega.config import Config, EngineConfig, OptimizerConfig, PromptConfig, WeightsConfig
 from gigpo_mega.errors import UserError
 from gigpo_mega.learner import layout as parallel
@@ -32,6 +32,7 @@ from gigpo_mega.weights import live as weights
 from gigpo_mega.weights.push import WeightPush
 from gigpo_mega.weights.sharded import Grid
 from tests import preloaded
+from tests.helpers import whole
 from tools import smollm2 as wheel
 
 START, STOP = 1, 2  # <|im_start|>, <|im_end|>

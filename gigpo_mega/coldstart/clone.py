@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from gigpo_mega import hub
-from gigpo_mega.batching import MicroBatch
 from gigpo_mega.coldstart.demonstrations import ClonedStep, cloned_steps, demonstrate
 from gigpo_mega.coldstart.scratch import write_scratch
 from gigpo_mega.config import Config
@@ -71,9 +70,7 @@ def clone(cfg: Config, stack: Stack) -> Path:
     return policy
 
 
-def cloning_loss(
-    target: tuple[Float32, Bool], logprob: Tensor, entropy: Tensor
-) -> tuple[Tensor, Report]:
+def cloning_loss(target: tuple[Float32, Bool], logprob: Tensor, entropy: Tensor) -> tuple[Tensor, Report]:
     """The weighted negative log-likelihood of a micro-batch's tokens, all [n]; a `Loss`.
 
     `target` is the weight of each token, and whether it is an action's.
@@ -81,12 +78,6 @@ def cloning_loss(
     weights, action = (on_device(column.astype(np.float32), logprob.device) for column in target)
     sums = {"loss/action": -(action * logprob.detach()).sum(), "loss/action_tokens": action.sum()}
     return -(weights * logprob).sum(), Report(sums)
-
-
-def whole(batch: MicroBatch) -> tuple[Float32, Bool]:
-    """The target of `cloning_loss` if all tokens of `batch` are an action's."""
-    count = int(batch.lengths.sum())
-    return np.ones(count, np.float32), np.ones(count, np.bool_)
 
 
 def _target(steps: Sequence[ClonedStep]) -> tuple[Float32, Bool]:

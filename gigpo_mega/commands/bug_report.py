@@ -32,7 +32,7 @@ _SECRET = re.compile(
 )  # `name: value`, `--name value`, and both in lists
 _PREFIXED = re.compile(r"\b(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[bp]-|AKIA|wandb_v1_)[\w-]{8,}")
 _BEARER = re.compile(r"(?i)((?:bearer|authorization['\"]?\s*[:=]\s*['\"]?\w+)\s+)[\w.~+/-]{8,}=*")
-_IN_URL = re.compile(r"(\w+://)[^/\s]+@")
+_IN_URL = re.compile(r"(\w+://)[^/\s'\"]+@")
 _COUNT = re.compile(r"(?i)[\w-]*tokens['\"]?\W+(?:\d[\d.e+-]*|null|auto)")  # max_total_tokens: 8192
 
 

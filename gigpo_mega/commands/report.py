@@ -26,4 +26,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         print(write_comparison(options.run, options.other) if options.other else write_report(options.run))
     except OSError as error:
-        raise UserError(f"the report cannot be written into {options.run}: {error.strerror}") from None
+        raise UserError(f"no report can be made of it: {error.filename}: {error.strerror}") from None

@@ -63,7 +63,7 @@ class Spec:
             require(legal, f"variants: {name!r} must be a word of a-z, 0-9 and _ other than {COLDSTART}")
         for name in self.references:
             require(name in self.variants, f"references: {name!r} is none of the variants")
-        for where, settings in {"settings": self.settings, **self.variants}.items():
+        for where, settings in (("settings", self.settings), *self.variants.items()):
             for name in _OF_THE_RUNNER & settings.keys():
                 raise ValueError(f"{where}: {name} is set for each run by the experiment; leave it out")
         pair = len({*self.main}) == 2 and self.main[0] in self.variants and self.main[1] in self.references

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from gigpo_mega.coldstart.clone import cloning_loss, whole
+from gigpo_mega.coldstart.clone import cloning_loss
 from gigpo_mega.config import CheckpointConfig, Config
 from gigpo_mega.errors import UserError
 from gigpo_mega.learner import update
@@ -22,6 +22,7 @@ from gigpo_mega.types import Advantages, RowTable
 from gigpo_mega.weights import live
 from kernels.logprob import chunked
 from kernels.logprob.statistics import Rows
+from tests.helpers import whole
 from tests.learner import ranks
 from tests.tiny import random_steps
 

@@ -222,7 +222,7 @@ def test_tool_rebuilds_the_report_or_says_why_not(run_folder: Path, tmp_path_fac
 
 def test_a_report_that_cannot_be_written_is_one_line(run_folder: Path):
     (run_folder / "report.html").mkdir()
-    with pytest.raises(UserError, match=f"^the report cannot be written into {run_folder}: "):
+    with pytest.raises(UserError, match=f"^no report can be made of it: {run_folder}"):
         report.main([str(run_folder)])
 
 

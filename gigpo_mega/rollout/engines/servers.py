@@ -65,13 +65,13 @@ class Servers(Launched):
         with stage("engine", None, "s of start-up") as bar:
             wait(servers, _Seconds(bar))
 
-    def relaunch(self, urls: Collection[str]) -> dict[str, str]:
+    def relaunch(self, urls: Collection[str]) -> None:
         """End those of `urls` that were launched here, and start them again without waiting for them.
 
-        Returns where each of them listens then. Raises UserError past `engine.restarts` of one of them.
+        Raises UserError past `engine.restarts` of one of them.
         """
         if self._config.urls:  # their owner has to
-            return {}
+            return
         failed = {server.url: number for number, server in enumerate(self._servers) if server.url in urls}
         for url, number in failed.items():
             self._restarts[number] += 1
@@ -81,7 +81,6 @@ class Servers(Launched):
                     f"engine.restarts are used up: {self._servers[number].last_error()}; --resume starts anew"
                 )
             self._servers[number].relaunch()
-        return {url: self._servers[number].placed() for url, number in failed.items()}
 
     def close(self) -> None:
         """End the launched servers and wait until they are gone; harmless when repeated."""

@@ -131,7 +131,6 @@ class SGLangEngine:
         self._posts.add(task)
         task.add_done_callback(self._posts.discard)
 
-
     async def _send(self, batch: list[_Pending]) -> None:
         payload = {
             "rid": [request.name for request in batch],
@@ -145,21 +144,26 @@ class SGLangEngine:
                 self._settle(batch, answer)
             raise EngineLost(f"{self.url} closed the stream before all answers had come")
         except Exception as error:  # whatever it is: nobody may wait for ever
-            foreseen = isinstance(error, aiohttp.ClientError | ValueError)
-            reason = EngineLost(f"{self.url}: {error!r}") if foreseen else error
-            if isinstance(error, TimeoutError) and not foreseen:  # a server may serve others all the while
-                reason = EngineError(
-                    f"{self.url} had no answer within engine.request_timeout {self._timeout:g} s; raise it, "
-                    "or lower rollout.max_response_tokens"
-                )
-            if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                reason = UserError(
-                    "too many files are open for a connection to the engine: raise the limit (ulimit -n) or "
-                    "lower rollout.concurrency"
-                )
+            reason = self._reason(error)
             for request in batch:
                 if not request.answer.done():
                     request.answer.set_exception(reason)
+
+    def _reason(self, error: Exception) -> Exception:
+        """What those who wait for an answer are told when `error` ends a request; itself if it is a bug."""
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return UserError(
+                "too many files are open for a connection to the engine: raise the limit (ulimit -n) or "
+                "lower rollout.concurrency"
+            )
+        if isinstance(error, aiohttp.ClientError | ValueError):
+            return EngineLost(f"{self.url}: {error!r}")
+        if isinstance(error, TimeoutError):  # the server may serve others all the while
+            return EngineError(
+                f"{self.url} had no answer within engine.request_timeout {self._timeout:g} s; raise it, or "
+                "lower rollout.max_response_tokens"
+            )
+        return error
 
     def _settle(self, batch: Sequence[_Pending], answer: dict[str, Any]) -> None:
         """Give `answer`, or why it is none, to the one who asked; raises EngineLost if nobody did."""
